@@ -1,0 +1,1 @@
+"""The paper's evaluation, as scripts: `python -m experiments.NAME`."""

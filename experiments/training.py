@@ -1,0 +1,186 @@
+"""Trajectories: who takes part, and one compiled run of a federation under attack.
+
+The mean is the same under none, shuffle, MixNN and its proxy, so is everything that follows from
+it. One trajectory therefore serves every mixing; noise and an active server have their own.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import linen as nn
+
+import mixjax as mx
+
+
+class Setting(NamedTuple):
+    """What a compiled trajectory depends on; hashable.
+
+    Attributes:
+      model: the network.
+      attack: "passive" or "active".
+      noisy: whether clients add noise.
+      mixed: whether layers are mixed for real, as tensors, before they are averaged.
+      keep_updates: whether the record keeps every update.
+      rounds: number of rounds.
+      epochs: local epochs.
+      batch_size: examples a local step.
+      learning_rate: of local SGD.
+      momentum: of local SGD.
+    """
+
+    model: nn.Module
+    attack: str
+    noisy: bool
+    mixed: bool
+    keep_updates: bool
+    rounds: int
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    momentum: float
+
+
+class Split(NamedTuple):
+    """One seed's participants, and what the server knows of other people.
+
+    Attributes:
+      train: the participants' training data.
+      test: their held-out data.
+      truth: their attribute, `[clients]`.
+      auxiliary: rows of `values` attribute values for 1, 2, ... known people; the last rows are
+        those of all of them.
+      levels: how many numbers of known people there are rows for.
+    """
+
+    train: mx.data.ClientData
+    test: mx.data.ClientData
+    truth: np.ndarray
+    auxiliary: mx.data.ClientData
+    levels: int
+
+
+def split_people(dataset: mx.data.Dataset, seed: int, auxiliary: int, *, sweep: bool) -> Split:
+    """Deal people at random into participants and auxiliary knowledge.
+
+    Args:
+      dataset: all participants.
+      seed: of the draw.
+      auxiliary: how many people the server knows.
+      sweep: whether to prepare auxiliary data of fewer people too.
+
+    Raises:
+      InputError: when the server knows nobody, or too many to leave two participants.
+    """
+    names = np.unique(dataset.people)
+    if not 1 <= auxiliary <= len(names) - 2:
+        raise mx.InputError(
+            f"expected --auxiliary in 1..{len(names) - 2} for {len(names)} people; got {auxiliary}."
+        )
+    known = np.random.default_rng(seed).permutation(names)[:auxiliary]
+    of_client, values = dataset.attribute.of_client, len(dataset.attribute.values)
+    capacity = auxiliary * jax.tree.leaves(dataset.train.examples)[0].shape[1]
+    pools = []
+    for count in range(1 if sweep else auxiliary, auxiliary + 1):
+        rows = np.flatnonzero(np.isin(dataset.people, known[:count]))
+        pools.append(
+            mx.data.pool(
+                mx.data.take(dataset.train, rows), of_client[rows], values, capacity=capacity
+            )
+        )
+    participants = np.flatnonzero(~np.isin(dataset.people, known))
+    return Split(
+        train=mx.data.take(dataset.train, participants),
+        test=mx.data.take(dataset.test, participants),
+        truth=of_client[participants],
+        auxiliary=jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *pools),
+        levels=len(pools),
+    )
+
+
+def trajectory(
+    setting: Setting, key: jax.Array, split: Split, sigma: float, mesh: jax.sharding.Mesh
+) -> mx.federation.Record:
+    """Train from scratch under attack.
+
+    Args:
+      setting: compiled once for each.
+      key: the run's key.
+      split: participants and auxiliary data.
+      sigma: the noise, if the setting has any.
+      mesh: spreads clients over devices.
+
+    Returns:
+      Records of all rounds, on the host. Their metrics are the test accuracies
+      `[rounds, clients]`; rows past the participants are padding.
+    """
+    train, test = (mx.data.pad(part, mesh.size) for part in (split.train, split.test))
+    record = _train(setting, mesh, key, train, test, split.auxiliary, jnp.float32(sigma))
+    return jax.device_get(record)
+
+
+@functools.partial(jax.jit, static_argnames=("setting", "mesh"))
+def _train(
+    setting: Setting,
+    mesh: jax.sharding.Mesh,
+    key: jax.Array,
+    train: mx.data.ClientData,
+    test: mx.data.ClientData,
+    auxiliary: mx.data.ClientData,
+    sigma: jax.Array,
+) -> mx.federation.Record:
+    model = setting.model
+    init_key, run_key = jax.random.split(key)
+
+    def loss_fn(params: Any, batch: mx.data.Examples, key: jax.Array) -> jax.Array:
+        del key
+        logits: Any = model.apply({"params": params}, batch.inputs)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
+
+    def test_accuracy(params: Any) -> jax.Array:
+        def one(params: Any, client: mx.data.ClientData) -> tuple[tuple[()], jax.Array]:
+            logits: Any = model.apply({"params": params}, client.examples.inputs)
+            right = jnp.argmax(logits, axis=-1) == client.examples.labels
+            real = jnp.arange(right.shape[0]) < client.counts
+            return (), jnp.sum(right & real) / client.counts
+
+        return mx.cohort.fold(one, params, test, mesh=mesh)[1]
+
+    local = mx.client.local_training(
+        loss_fn,
+        optax.sgd(setting.learning_rate, momentum=setting.momentum),
+        batch_size=setting.batch_size,
+        epochs=setting.epochs,
+    )
+    rows = auxiliary.counts.shape[0]
+    attack = getattr(mx.attacks.sim, setting.attack)(
+        auxiliary, mesh=mesh if rows % mesh.size == 0 else None
+    )
+    defence = mx.defences.none()
+    if setting.noisy:
+        defence = mx.defences.noisy_gradient(sigma)
+    if setting.mixed:
+        defence = mx.defences.combine(defence, mx.defences.mixnn())
+    federation = mx.federation.fedavg(
+        local,
+        defence=defence,
+        attack=attack,
+        aggregate=_materialized_mean if setting.mixed else mx.aggregation.mean,
+        evaluate=test_accuracy,
+        keep_updates=setting.keep_updates,
+        mesh=mesh,
+    )
+    example = jax.tree.map(lambda leaf: leaf[0, :1], train.examples)
+    params = model.init(init_key, example.inputs)["params"]
+    _, record = mx.federation.run(
+        run_key, federation, federation.init(params), train, setting.rounds
+    )
+    return record
+
+
+def _materialized_mean(updates: Any, active: jax.Array) -> Any:
+    """The mean of the mixed tensors themselves: what the shortcut must agree with."""
+    return mx.aggregation.mean(updates, active)

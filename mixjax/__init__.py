@@ -1,0 +1,56 @@
+"""Federated learning with mixing, simulated and attacked."""
+
+import importlib
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from mixjax import aggregation as aggregation
+from mixjax import attacks as attacks
+from mixjax import client as client
+from mixjax import cohort as cohort
+from mixjax import data as data
+from mixjax import defences as defences
+from mixjax import evaluation as evaluation
+from mixjax import federation as federation
+from mixjax import mixing as mixing
+from mixjax import observation as observation
+from mixjax import ops as ops
+from mixjax import sharding as sharding
+from mixjax import types as types
+from mixjax import units as units
+from mixjax._validate import InputError as InputError
+from mixjax.mixing import mix as mix
+
+if TYPE_CHECKING:
+    from mixjax import datasets as datasets
+    from mixjax import models as models
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "InputError",
+    "aggregation",
+    "attacks",
+    "client",
+    "cohort",
+    "data",
+    "datasets",
+    "defences",
+    "evaluation",
+    "federation",
+    "mix",
+    "mixing",
+    "models",
+    "observation",
+    "ops",
+    "sharding",
+    "types",
+    "units",
+]
+
+
+def __getattr__(name: str) -> ModuleType:
+    # flax, which only models need, takes longer to import than the rest of mixjax
+    if name in ("datasets", "models"):
+        return importlib.import_module(f"mixjax.{name}")
+    raise AttributeError(f"module 'mixjax' has no attribute {name!r}")

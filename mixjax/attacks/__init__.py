@@ -1,0 +1,7 @@
+"""Attacks on what the server sees of a round."""
+
+from mixjax.attacks import sim as sim
+from mixjax.attacks.base import Attack as Attack
+from mixjax.attacks.base import Probe as Probe
+
+__all__ = ["Attack", "Probe", "sim"]

@@ -1,0 +1,149 @@
+"""∇Sim: infer an attribute from the direction of an update.
+
+The server holds auxiliary data of each attribute value. It trains its model on each, as a client
+would, and compares the directions with the updates it receives.
+Source: Boutet et al. 2021, arXiv:2109.12550, our reading of it.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from mixjax import _validate, cohort
+from mixjax import observation as observation_lib
+from mixjax import units as units_lib
+from mixjax.attacks.base import Attack, Probe
+from mixjax.client import LocalTraining
+from mixjax.data import ClientData
+from mixjax.observation import Observation, Statistics
+from mixjax.types import Directions, Params, PRNGKey, Updates
+
+
+def scores(updates: Updates, directions: Directions) -> Float[Array, "clients attributes"]:
+    """Cosine of each update with each direction, in [-1, 1] up to rounding.
+
+    Args:
+      updates: forwarded updates, any pytree with a leading clients axis.
+      directions: reference updates of the same model with a leading attributes axis; see
+        `directions`.
+
+    Returns:
+      `S[slot, attribute]`; zero where either vector is zero. The guess is the argmax over
+      attributes. Sum over rounds to accumulate.
+    """
+    whole = units_lib.partition(jax.tree.map(lambda leaf: leaf[0], directions), "model")
+    return cosine(observation_lib.statistics(updates, directions, whole))
+
+
+def cosine(statistics: Statistics) -> Float[Array, "clients attributes"]:
+    """The cosines of whole updates, from their units' terms."""
+    return _ratio(
+        jnp.sum(statistics.dots, axis=-2),
+        jnp.sum(statistics.squared_norms, axis=-1)[..., None],
+        jnp.sum(statistics.direction_squared_norms, axis=-2),
+    )
+
+
+def unit_cosine(statistics: Statistics) -> Float[Array, "clients units attributes"]:
+    """The cosine of each unit alone: an attack per layer, which no permutation weakens."""
+    return _ratio(
+        statistics.dots, statistics.squared_norms[..., None], statistics.direction_squared_norms
+    )
+
+
+def _ratio(dots: Array, squares: Array, direction_squares: Array) -> Array:
+    lengths = jnp.sqrt(squares) * jnp.sqrt(direction_squares)
+    return jnp.where(lengths > 0, dots / jnp.where(lengths > 0, lengths, 1), 0)
+
+
+def directions(
+    key: PRNGKey,
+    params: Params,
+    auxiliary: ClientData,
+    local: LocalTraining,
+    *,
+    mesh: jax.sharding.Mesh | None = None,
+) -> Directions:
+    """The update that local training makes of each attribute's auxiliary data.
+
+    Args:
+      key: a typed key.
+      params: the model the clients start from.
+      auxiliary: one row per attribute value; see `data.pool`.
+      local: the clients' own local training.
+      mesh: spreads the attribute values over devices; see `cohort.fold`.
+
+    Raises:
+      InputError: for NaN or infinite auxiliary data, or a row without examples.
+    """
+    _validate.check_auxiliary(auxiliary)
+    return cohort.run(key, params, auxiliary, local, mesh=mesh)
+
+
+def passive(auxiliary: ClientData, *, mesh: jax.sharding.Mesh | None = None) -> Attack:
+    """The server follows the protocol and only looks.
+
+    Args:
+      auxiliary: one row per attribute value, of people who don't take part; see `data.pool`.
+      mesh: spreads the server's own training over devices; see `cohort.fold`.
+
+    Raises:
+      InputError: for NaN or infinite auxiliary data, or a row without examples.
+    """
+    _validate.check_auxiliary(auxiliary)
+
+    def prepare(key: PRNGKey, params: Params, local: LocalTraining) -> Probe:
+        return Probe(params, directions(key, params, auxiliary, local, mesh=mesh))
+
+    return Attack(prepare, _score)
+
+
+def active(auxiliary: ClientData, *, mesh: jax.sharding.Mesh | None = None) -> Attack:
+    """The server sends a model equidistant from the attributes' models, and looks.
+
+    The directions then point from the sent model to each attribute's own, so that training
+    pulls an update visibly towards one of them. The clients' updates start from the sent model,
+    so the attack changes what is learned.
+    """
+    _validate.check_auxiliary(auxiliary)
+
+    def prepare(key: PRNGKey, params: Params, local: LocalTraining) -> Probe:
+        offsets = directions(key, params, auxiliary, local, mesh=mesh)
+        center = circumcenter(offsets)
+        sent = jax.tree.map(lambda a, b: a + b.astype(a.dtype), params, center)
+        return Probe(sent, jax.tree.map(lambda row, mid: row - mid, offsets, center))
+
+    return Attack(prepare, _score)
+
+
+def circumcenter(points: Directions) -> Params:
+    """The point of the points' affine hull at the same distance from each.
+
+    p_1 + sum_{a>1} c_a (p_a - p_1) with G c = diag(G) / 2, G the Gram matrix of the differences;
+    for two points the midpoint. Points must be affinely independent; of coinciding points the
+    result is their mean.
+    """
+    _validate.check_client_axis(points, "points", axis="attributes")
+    first = jax.tree.map(lambda leaf: leaf[0], points)
+    differences = jax.tree.map(lambda leaf: leaf[1:] - leaf[:1], points)
+    gram = sum(
+        jnp.matmul(rows, rows.T, precision=jax.lax.Precision.HIGHEST)
+        for rows in (
+            leaf.reshape(leaf.shape[0], -1).astype(jnp.promote_types(leaf.dtype, jnp.float32))
+            for leaf in jax.tree.leaves(differences)
+        )
+    )
+    weights = jnp.linalg.lstsq(gram, jnp.diagonal(gram) / 2)[0]
+
+    def move(start: Array, rows: Array) -> Array:
+        return start + jnp.tensordot(weights.astype(rows.dtype), rows, 1)
+
+    return jax.tree.map(move, first, differences)
+
+
+def _score(observation: Observation) -> Any:
+    if observation.statistics is None:
+        raise _validate.InputError("expected an observation with statistics; got none.")
+    return cosine(observation.statistics)

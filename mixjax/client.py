@@ -1,0 +1,142 @@
+"""Local training of one client. Cohorts map it over the client axis; see `cohort`."""
+
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from mixjax import _validate
+from mixjax.data import ClientData
+from mixjax.types import Params, PRNGKey
+
+
+class LossFn(Protocol):
+    """The loss of a batch: `[batch]`, one value an example, or their mean, a scalar."""
+
+    def __call__(self, params: Params, batch: PyTree[Any], key: PRNGKey, /) -> Array: ...
+
+
+class LocalResult(NamedTuple):
+    """What one client's training gives.
+
+    Attributes:
+      update: `trained - received` parameters.
+      loss: mean training loss over the examples as they were visited; NaN without examples.
+    """
+
+    update: Params
+    loss: Float[Array, ""]
+
+
+class LocalTraining(Protocol):
+    """Local training of one client: a pure function, without a client axis."""
+
+    def __call__(self, key: PRNGKey, params: Params, data: ClientData, /) -> LocalResult: ...
+
+
+def local_training(
+    loss_fn: LossFn,
+    optimizer: optax.GradientTransformation,
+    *,
+    batch_size: int,
+    epochs: int = 1,
+) -> LocalTraining:
+    """Epochs of shuffled mini-batches with an optimizer that starts afresh each round.
+
+    Each epoch visits each of the client's examples once, in a new random order; the last batch
+    may be smaller. The gradient of a batch is that of its mean loss. A client with fewer
+    examples than the cohort's longest takes fewer steps.
+
+    Guarantees: padded examples are never read, whatever they hold. A client without examples
+    returns a zero update.
+
+    Args:
+      loss_fn: `(params, batch, key) -> losses`, of shape `[batch]`. A scalar is read as a mean
+        over examples and evaluated one example at a time under `vmap`, so that padding can be
+        left out.
+      optimizer: any optax optimizer; its state lives for one round.
+      batch_size: examples a step.
+      epochs: passes over the client's examples.
+
+    Returns:
+      `(key, params, data) -> LocalResult` for one client.
+    """
+    _validate.check_positive(batch_size, "batch_size", integer=True)
+    _validate.check_positive(epochs, "epochs", integer=True)
+
+    def mean_loss(
+        params: Params, batch: PyTree[Any], real: Bool[Array, " batch"], key: PRNGKey
+    ) -> Float[Array, ""]:
+        losses = _per_example(loss_fn, params, batch, key, real.shape[0])
+        losses = jnp.where(real, losses, 0)
+        return jnp.sum(losses) / jnp.maximum(jnp.sum(real), 1).astype(losses.dtype)
+
+    def train(key: PRNGKey, params: Params, data: ClientData) -> LocalResult:
+        capacity = _validate.check_client_axis(data.examples, "examples", axis="examples")
+        size = min(batch_size, capacity)
+        steps = -(-capacity // size)
+
+        def step(carry: tuple[Params, Any], index: Array) -> tuple[tuple[Params, Any], Array]:
+            # a step without a real example must not move momentum or schedules either
+            return jax.lax.cond(jnp.any(index[1]), learn, skip, carry, index)
+
+        def learn(carry: tuple[Params, Any], index: Array) -> tuple[tuple[Params, Any], Array]:
+            params, opt_state = carry
+            rows, real, step_key = index
+            batch = jax.tree.map(lambda leaf: leaf[rows], data.examples)
+            loss, gradient = jax.value_and_grad(mean_loss)(params, batch, real, step_key)
+            updates, opt_state = optimizer.update(gradient, opt_state, params)
+            total = loss.astype(jnp.float32) * jnp.sum(real)
+            return (optax.apply_updates(params, updates), opt_state), total
+
+        def skip(carry: tuple[Params, Any], index: Array) -> tuple[tuple[Params, Any], Array]:
+            return carry, jnp.zeros(())
+
+        def epoch(carry: tuple[Params, Any], key: PRNGKey) -> tuple[tuple[Params, Any], Array]:
+            order_key, loss_key = jax.random.split(key)
+            rows = _shuffled_rows(order_key, data.counts, capacity, steps * size)
+            real = jnp.arange(steps * size) < data.counts
+            steps_of_epoch: Any = (
+                rows.reshape(steps, size),
+                real.reshape(steps, size),
+                jax.random.split(loss_key, steps),
+            )
+            carry, losses = jax.lax.scan(step, carry, steps_of_epoch)
+            return carry, jnp.sum(losses)
+
+        carry = (params, optimizer.init(params))
+        (trained, _), losses = jax.lax.scan(epoch, carry, jax.random.split(key, epochs))
+        update = jax.tree.map(jnp.subtract, trained, params)
+        return LocalResult(update, jnp.sum(losses) / (epochs * data.counts))
+
+    return train
+
+
+def _per_example(
+    loss_fn: LossFn, params: Params, batch: PyTree[Any], key: PRNGKey, size: int
+) -> Float[Array, " batch"]:
+    shape = jax.eval_shape(loss_fn, params, batch, key)
+    if getattr(shape, "shape", None) == (size,):
+        return loss_fn(params, batch, key)
+    if getattr(shape, "shape", None) != ():
+        raise _validate.InputError(
+            f"expected the loss of a batch of {size} as an array of shape [{size}] or a scalar; "
+            f"got {shape}."
+        )
+
+    def one(example: PyTree[Any], key: PRNGKey) -> Array:
+        return loss_fn(params, jax.tree.map(lambda leaf: leaf[None], example), key)
+
+    return jax.vmap(one)(batch, jax.random.split(key, size))
+
+
+def _shuffled_rows(
+    key: PRNGKey, count: Int[Array, ""], capacity: int, length: int
+) -> Int[Array, " length"]:
+    """The `count` real rows in random order, then copies of the first of them."""
+    row = jnp.arange(capacity)
+    order = jnp.argsort(jnp.where(row < count, jax.random.uniform(key, (capacity,)), 2.0))
+    order = jnp.pad(order, (0, length - capacity))
+    return jnp.where(jnp.arange(length) < count, order, order[0])

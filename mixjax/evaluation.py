@@ -1,0 +1,254 @@
+"""How often an attack is right, and how sure we are: NumPy and SciPy, on the host.
+
+This module alone joins scores with true attributes and origins. Three accuracies answer three
+questions; each stands next to the chance level, which is the share of the commonest value:
+
+* attribution: is the guess for slot s the attribute of participant s? Any uniform permutation,
+  even of whole updates, brings it to `permuted_attribution`.
+* set level: does the multiset of guesses match the cohort's histogram? No permutation changes it.
+* unit level: is the attribute of the *owner of a unit instance* guessed right from that unit
+  alone? No permutation changes it.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import scipy.spatial
+import scipy.stats
+
+from mixjax import _validate
+from mixjax import units as units_lib
+from mixjax.types import Updates
+
+Values = Any
+"""Array-likes of leading axes such as seeds and rounds; guesses and truths end in clients."""
+
+
+class Interval(NamedTuple):
+    """A mean over `n` runs with its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+
+def guesses(scores: Values) -> np.ndarray:
+    """The attribute value with the highest score: `[..., attributes] -> [...]`."""
+    return np.argmax(np.asarray(scores), axis=-1)
+
+
+def attribution(guesses: Values, truth: Values, active: Values | None = None) -> np.ndarray:
+    """Share of slots whose guess is the attribute of the participant of that number.
+
+    Args:
+      guesses: `[..., clients]`.
+      truth: `[..., clients]`, broadcast against `guesses`.
+      active: which slots count; all by default.
+
+    Returns:
+      `[...]`, in [0, 1]; NaN where nothing is active.
+    """
+    guesses, truth, active = _aligned(guesses, truth, active)
+    return _share(guesses == truth, active)
+
+
+def balanced_accuracy(
+    guesses: Values, truth: Values, values: int, active: Values | None = None
+) -> np.ndarray:
+    """Mean over attribute values of the share of its participants guessed right: `[...]`.
+
+    Chance is one over the number of values present, whatever their frequencies.
+    """
+    guesses, truth, active = _aligned(guesses, truth, active)
+    recalls = [_share(guesses == value, active & (truth == value)) for value in range(values)]
+    return np.nanmean(np.stack(recalls), axis=0)
+
+
+def set_level(
+    guesses: Values, truth: Values, values: int, active: Values | None = None
+) -> np.ndarray:
+    """Overlap of the histogram of guesses with that of the cohort: sum_a min(g_a, n_a) / C."""
+    guesses, truth, active = _aligned(guesses, truth, active)
+    overlap = sum(
+        np.minimum(
+            np.sum((guesses == value) & active, axis=-1),
+            np.sum((truth == value) & active, axis=-1),
+        )
+        for value in range(values)
+    )
+    return overlap / np.maximum(np.sum(active, axis=-1), 1)
+
+
+def unit_level(
+    unit_scores: Values, origins: Values, truth: Values, active: Values | None = None
+) -> np.ndarray:
+    """Share of unit instances whose owner's attribute is guessed from that unit alone.
+
+    Args:
+      unit_scores: `[..., slots, units, attributes]` of the forwarded units.
+      origins: `[..., slots, units]`.
+      truth: `[..., clients]`.
+      active: `[..., slots]`.
+
+    Returns:
+      `[..., units]`.
+    """
+    guessed, origins = guesses(unit_scores), np.asarray(origins)
+    shape = np.broadcast_shapes(guessed.shape, origins.shape)
+    truth = np.broadcast_to(np.asarray(truth)[..., None], shape)
+    owners = np.take_along_axis(truth, np.broadcast_to(origins, shape), axis=-2)
+    present = np.ones(shape[:-1], bool) if active is None else np.asarray(active)
+    present = np.broadcast_to(present[..., None], shape)
+    right = np.swapaxes(guessed == owners, -1, -2)
+    return _share(right, np.swapaxes(present, -1, -2))
+
+
+def auc(scores: Values, truth: Values, active: Values | None = None) -> np.ndarray:
+    """Area under the ROC curve, one value against the rest, averaged over the values present.
+
+    Args:
+      scores: `[..., clients, attributes]`.
+      truth: `[..., clients]`.
+      active: `[..., clients]`.
+
+    Returns:
+      `[...]`; 0.5 is chance, ties count half. With two values the margin between their scores
+      is ranked.
+    """
+    scores = np.asarray(scores, np.float64)
+    values = scores.shape[-1]
+    if values == 2:
+        margin = scores[..., 1] - scores[..., 0]
+        scores = np.stack([-margin, margin], axis=-1)
+    _, truth, active = _aligned(scores[..., 0], truth, active)
+    areas = []
+    for value in range(values):
+        own, other = active & (truth == value), active & (truth != value)
+        column = scores[..., value]
+        difference = column[..., :, None] - column[..., None, :]
+        wins = (difference > 0) + 0.5 * (difference == 0)
+        pairs = own[..., :, None] & other[..., None, :]
+        flat = (*wins.shape[:-2], -1)
+        areas.append(_share(wins.reshape(flat), pairs.reshape(flat)))
+    return np.nanmean(np.stack(areas), axis=0)
+
+
+def chance(truth: Values, active: Values | None = None) -> np.ndarray:
+    """Accuracy of always guessing the commonest value among the active: `[...]`."""
+    _, truth, active = _aligned(truth, truth, active)
+    counts = [np.sum((truth == value) & active, axis=-1) for value in np.unique(truth)]
+    return np.max(np.stack(counts), axis=0) / np.maximum(np.sum(active, axis=-1), 1)
+
+
+def permuted_attribution(
+    guesses: Values, truth: Values, values: int, active: Values | None = None
+) -> np.ndarray:
+    """Expected attribution under a uniform permutation of slots: sum_a (n_a / C)(m_a / C)."""
+    guesses, truth, active = _aligned(guesses, truth, active)
+    return np.asarray(
+        sum(_share(guesses == a, active) * _share(truth == a, active) for a in range(values))
+    )
+
+
+def unit_distances(updates: Updates, others: Updates, units: units_lib.Units) -> np.ndarray:
+    """Euclidean distances between the units of two stacks of updates.
+
+    Returns:
+      `[clients, clients, units]`: from each row of `updates` to each of `others`.
+    """
+    _validate.check_client_axis(updates)
+    _validate.check_same_model(updates, others, "updates", "others")
+    first, second = _unit_rows(updates, units), _unit_rows(others, units)
+    pairs = zip(first, second, strict=True)
+    return np.stack([scipy.spatial.distance.cdist(*pair) for pair in pairs], axis=-1)
+
+
+def neighbours(updates: Updates, units: units_lib.Units, radii: Values) -> np.ndarray:
+    """For each client and unit, how many *other* updates lie within each radius.
+
+    Args:
+      updates: one round's updates.
+      units: the partition.
+      radii: `[radii]`, as multiples of the root mean square norm of the unit over clients.
+
+    Returns:
+      `[clients, units, radii]`.
+    """
+    distances = unit_distances(updates, updates, units)
+    scale = [np.sqrt(np.mean(np.sum(rows**2, axis=1))) for rows in _unit_rows(updates, units)]
+    within = distances[..., None] <= np.asarray(scale)[:, None] * np.asarray(radii)
+    return np.sum(within, axis=1) - 1
+
+
+def relink_rank(previous: Updates, current: Updates, units: units_lib.Units) -> np.ndarray:
+    """Rank of a client's own previous update among all, by distance to its current one.
+
+    Returns:
+      `[clients, units]`; 1 means that the nearest one is its own: the unit can be relinked.
+    """
+    distances = unit_distances(current, previous, units)
+    own = np.diagonal(distances).T
+    return 1 + np.sum(distances < own[:, None], axis=1)
+
+
+def _unit_rows(updates: Updates, units: units_lib.Units) -> list[np.ndarray]:
+    parts: list[list[np.ndarray]] = [[] for _ in units.names]
+    for leaf, segments in zip(jax.tree.leaves(updates), units.segments, strict=True):
+        rows = np.asarray(leaf, np.float64).reshape(leaf.shape[0], -1)
+        for start, stop, unit in segments:
+            parts[unit].append(rows[:, start:stop])
+    return [np.concatenate(part, axis=1) for part in parts]
+
+
+def wilson(successes: int, trials: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Wilson's interval of one run's proportion (Wilson 1927, by SciPy).
+
+    >>> [round(bound, 3) for bound in wilson(14, 20)]
+    [0.481, 0.855]
+    """
+    if trials < 1 or not 0 <= successes <= trials:
+        raise _validate.InputError(
+            f"expected 0 <= successes <= trials and a trial; got {successes} of {trials}."
+        )
+    interval = scipy.stats.binomtest(successes, trials).proportion_ci(confidence, "wilson")
+    return float(interval.low), float(interval.high)
+
+
+def bootstrap(values: Values, *, resamples: int = 2000, seed: int = 0) -> Interval:
+    """Mean over runs with the 95 % percentile bootstrap interval of Efron 1979.
+
+    >>> bootstrap([0.5, 0.5, 0.5])
+    Interval(mean=0.5, low=0.5, high=0.5, n=3)
+    """
+    values = np.asarray(values, np.float64)
+    if values.ndim != 1 or not values.size:
+        raise _validate.InputError(
+            f"expected one value for each run; got an array of shape {values.shape}."
+        )
+    rng = np.random.default_rng(seed)
+    means = rng.choice(values, (resamples, values.size)).mean(axis=1)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return Interval(float(values.mean()), float(low), float(high), int(values.size))
+
+
+def _aligned(
+    guesses: Values, truth: Values, active: Values | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    guesses, truth = np.asarray(guesses), np.asarray(truth)
+    active = np.ones(truth.shape[-1:], bool) if active is None else np.asarray(active)
+    try:
+        aligned = np.broadcast_arrays(guesses, truth, active)
+    except ValueError:
+        raise _validate.InputError(
+            f"expected guesses, truth and active of matching shapes [..., clients]; got "
+            f"{guesses.shape}, {truth.shape} and {active.shape}."
+        ) from None
+    return aligned[0], aligned[1], aligned[2]
+
+
+def _share(right: np.ndarray, counted: np.ndarray) -> np.ndarray:
+    total = np.sum(counted, axis=-1)
+    hits = np.sum(np.where(counted, right, 0), axis=-1)
+    return np.where(total > 0, hits / np.maximum(total, 1), np.nan)

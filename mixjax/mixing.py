@@ -1,0 +1,251 @@
+"""Mixing: distributions over the origin matrix, and its application to stacked pytrees.
+
+A round has C clients and U units. Every mixing is a distribution over an integer matrix
+`origins[slot, unit]`: the update forwarded in `slot` takes `unit` from client
+`origins[slot, unit]`. Inactive rows keep their own units and never enter another's.
+"""
+
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int
+
+from mixjax import _validate
+from mixjax import units as units_lib
+from mixjax.types import Active, Origins, PRNGKey, Updates
+
+
+class Mix(Protocol):
+    """Draws an origin matrix."""
+
+    def __call__(self, key: PRNGKey, active: Active, units: int) -> Origins:
+        """Draw origins for `units` units among the active clients.
+
+        Args:
+          key: the proxy's own key. It must never reach the server.
+          active: which rows take part.
+          units: the number of units.
+
+        Returns:
+          Origins that permute the active clients in each column and fix the inactive ones.
+        """
+        ...
+
+
+def keep() -> Mix:
+    """Every update stays whole and in its own slot: plain federated learning."""
+
+    def mix(key: PRNGKey, active: Active, units: int) -> Origins:
+        del key
+        return jnp.broadcast_to(jnp.arange(active.shape[0])[:, None], (active.shape[0], units))
+
+    return mix
+
+
+def shuffle() -> Mix:
+    """One uniform permutation of the active clients, the same for all units.
+
+    The control: it anonymises whole updates and mixes nothing.
+    """
+
+    def mix(key: PRNGKey, active: Active, units: int) -> Origins:
+        _validate.check_mixable(active, active.shape[0])
+        origins = _permutation(key, active)
+        return jnp.broadcast_to(origins[:, None], (active.shape[0], units))
+
+    return mix
+
+
+def full_round() -> Mix:
+    """An independent uniform permutation of the active clients for each unit.
+
+    Guarantees: every unit of every active client is forwarded exactly once, so a uniform mean
+    changes only by rounding. Two units of a slot share an origin with probability 1/C.
+    Source: MixNN (Boutet et al. 2021, arXiv:2109.12550), our reading of its round.
+    """
+
+    def mix(key: PRNGKey, active: Active, units: int) -> Origins:
+        _validate.check_mixable(active, active.shape[0])
+        keys = jax.random.split(key, units)
+        return jax.vmap(_permutation, (0, None), out_axes=1)(keys, active)
+
+    return mix
+
+
+def proxy(list_size: int) -> Mix:
+    """A proxy that holds a list of `list_size` instances of each unit; see `stream`.
+
+    Clients arrive in uniformly random order, and slots are numbered in order of emission, so
+    every slot's origins are uniform over the active clients.
+    Source: MixNN (Boutet et al. 2021, arXiv:2109.12550), our reading of its proxy.
+    """
+    _validate.check_positive(list_size, "list_size", integer=True)
+
+    def mix(key: PRNGKey, active: Active, units: int) -> Origins:
+        _validate.check_mixable(active, active.shape[0])
+        order_key, stream_key = jax.random.split(key)
+        clients = active.shape[0]
+        ranks = stream(stream_key, jnp.sum(active), clients, list_size, units)
+        arrivals = _sort_clients(order_key, active)
+        rows = jnp.arange(clients)
+        slots = _active_first(active)
+        by_rank = jnp.where((rows < jnp.sum(active))[:, None], arrivals[ranks], slots[:, None])
+        return jnp.zeros((clients, units), by_rank.dtype).at[slots].set(by_rank)
+
+    return mix
+
+
+def stream(
+    key: PRNGKey, arrivals: Int[Array, ""] | int, capacity: int, list_size: int, units: int
+) -> Int[Array, "capacity units"]:
+    """What a stream of updates through lists of `list_size` emits, in terms of arrival order.
+
+    Each unit has a list, filled by the first `list_size` arrivals. Every later arrival emits,
+    per unit, a uniformly drawn entry and takes its place. At the end of the round the lists are
+    flushed, each in random order.
+
+    Guarantees: every unit of every arrival is emitted exactly once. In steady state an entry's
+    delay is geometric with mean `list_size` arrivals, and two units of an emitted update share
+    their origin with probability 1/(2 list_size - 1). With at most `list_size` arrivals it is
+    a full round.
+
+    Args:
+      key: the proxy's key.
+      arrivals: the number of updates that arrive, at most `capacity`; may be traced.
+      capacity: rows of the result.
+      list_size: entries in each list.
+      units: the number of units.
+
+    Returns:
+      `emitted[slot, unit]`: the arrival (0 first) whose unit the slot-th emission carries. Rows
+      from `arrivals` on are zero.
+    """
+    draw_key, flush_key = jax.random.split(key)
+    size = min(list_size, capacity)
+    columns = jnp.arange(units)
+    lists = jnp.broadcast_to(jnp.arange(size)[:, None], (size, units))
+    emitted = jnp.zeros((capacity, units), lists.dtype)
+
+    def arrive(lists: Array, arrival: Array) -> tuple[Array, Array]:
+        entries = jax.random.randint(jax.random.fold_in(draw_key, arrival), (units,), 0, size)
+        leaving = lists[entries, columns]
+        kept = jnp.where(arrival < arrivals, arrival, leaving)
+        return lists.at[entries, columns].set(kept), leaving
+
+    lists, leaving = jax.lax.scan(arrive, lists, jnp.arange(size, capacity))
+    emitted = emitted.at[: capacity - size].set(leaving)
+
+    held = jnp.minimum(arrivals, size)
+    flush_keys = jax.random.split(flush_key, units)
+    order = jax.vmap(_sort_clients, (0, None), out_axes=1)(flush_keys, jnp.arange(size) < held)
+    flushed = jnp.take_along_axis(lists, order, axis=0)
+    # rows past the last arrival are overwritten below, whatever the scan left there
+    start = arrivals - held
+    emitted = jax.lax.dynamic_update_slice(emitted, flushed, (start, 0))
+    return jnp.where((jnp.arange(capacity) < arrivals)[:, None], emitted, 0)
+
+
+def apply(origins: Origins, updates: Updates, units: units_lib.Units) -> Updates:
+    """Forward mixed updates: one gather per leaf.
+
+    Args:
+      origins: the matrix drawn by a `Mix`.
+      updates: any pytree of arrays with a leading clients axis.
+      units: the partition that `origins` has its columns for.
+
+    Returns:
+      `mixed[slot]`, of the structure, shapes and dtypes of `updates`. Values are moved, never
+      computed with.
+    """
+    clients = _validate.check_client_axis(updates)
+    _validate.check_origins(origins, clients, len(units.names))
+    leaves, structure = jax.tree.flatten(updates)
+
+    def gather(leaf: Array, segments: tuple[units_lib.Segment, ...]) -> Array:
+        leaf = jnp.asarray(leaf)
+        if len(segments) == 1:
+            return jnp.take(leaf, origins[:, segments[0].unit], axis=0, mode="clip")
+        rows = leaf.reshape(clients, -1)
+        parts = [
+            jnp.take(rows[:, start:stop], origins[:, unit], axis=0, mode="clip")
+            for start, stop, unit in segments
+        ]
+        return jnp.concatenate(parts, axis=1).reshape(leaf.shape) if parts else leaf
+
+    mixed = [gather(*pair) for pair in zip(leaves, units.segments, strict=True)]
+    return jax.tree.unflatten(structure, mixed)
+
+
+def mix(
+    key: PRNGKey,
+    updates: Updates,
+    *,
+    active: Active | None = None,
+    granularity: units_lib.Granularity = "layer",
+    method: Mix | None = None,
+) -> Updates:
+    """Mix stacked updates between clients, layer by layer.
+
+    >>> updates = {"a": {"w": jnp.arange(4.0)}, "b": {"w": 10 + jnp.arange(4.0)}}
+    >>> mixed = mix(jax.random.key(0), updates)
+    >>> bool(mixed["a"]["w"].mean() == updates["a"]["w"].mean())
+    True
+
+    Args:
+      key: a typed key. Whoever has it can undo the mixing.
+      updates: any pytree of arrays with a leading clients axis.
+      active: rows that take part; all by default. The others stay as they are.
+      granularity: what moves together; see `units.partition`.
+      method: the distribution of origins; `full_round()` by default.
+
+    Returns:
+      The mixed updates, of the same structure, shapes and dtypes. Their mean over clients is
+      that of `updates` up to the rounding of a sum in another order.
+
+    Raises:
+      InputError: leaves with different leading axes, fewer than two active clients, an unknown
+        granularity, a model of one layer, or a key that is not typed.
+    """
+    _validate.check_key(key)
+    clients = _validate.check_client_axis(updates)
+    active = jnp.ones(clients, bool) if active is None else active
+    _validate.check_active(active, clients)
+    _validate.check_mixable(active, clients)
+    units = units_lib.partition(jax.eval_shape(_first, updates), granularity)
+    method = full_round() if method is None else method
+    return apply(method(key, active, len(units.names)), updates, units)
+
+
+def compose(first: Mix, second: Mix) -> Mix:
+    """Mix by `first`, then mix what it forwards by `second`."""
+
+    def mix(key: PRNGKey, active: Active, units: int) -> Origins:
+        first_key, second_key = jax.random.split(key)
+        inner, outer = first(first_key, active, units), second(second_key, active, units)
+        return jnp.take_along_axis(inner, outer, axis=0)
+
+    return mix
+
+
+def _first(updates: Updates) -> Updates:
+    return jax.tree.map(lambda leaf: leaf[0], updates)
+
+
+def _permutation(key: PRNGKey, active: Active) -> Int[Array, " clients"]:
+    """A uniform permutation of the active rows; the inactive ones stay."""
+    slots = _active_first(active)
+    return jnp.zeros_like(slots).at[slots].set(_sort_clients(key, active))
+
+
+def _active_first(active: Active) -> Int[Array, " clients"]:
+    """Active rows in ascending order, then the inactive ones."""
+    return jnp.argsort(~active, stable=True)
+
+
+def _sort_clients(key: PRNGKey, active: Active) -> Int[Array, " clients"]:
+    """Active rows in uniformly random order, then the inactive ones in ascending order."""
+    # 64 random bits a row: with 32, ties would bend the law from some ten thousand clients on
+    high, low = jnp.where(active, jax.random.bits(key, (2, *active.shape)), 0)
+    rows = jnp.arange(active.shape[0])
+    return jax.lax.sort((~active, high, low, rows), num_keys=3)[3]

@@ -1,0 +1,76 @@
+"""Small flax.linen networks for the datasets. None has BatchNorm: its statistics are data."""
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+from jaxtyping import Array
+
+from mixjax import ops
+
+
+class MLP(nn.Module):
+    """Dense layers with ReLU between them, on flattened inputs `[batch, ...]`.
+
+    Attributes:
+      classes: outputs.
+      hidden: widths of the hidden layers.
+    """
+
+    classes: int
+    hidden: Sequence[int] = (128, 64)
+
+    @nn.compact
+    def __call__(self, inputs: Array) -> Array:
+        hidden = inputs.reshape(inputs.shape[0], -1)
+        for width in self.hidden:
+            hidden = nn.relu(nn.Dense(width)(hidden))
+        return nn.Dense(self.classes)(hidden)
+
+
+class SensorCNN(nn.Module):
+    """Two 1-D convolutions and three dense layers, on windows `[batch, time, channels]`.
+
+    The first convolution has stride 2, the second is followed by max-pooling by 2.
+
+    Attributes:
+      classes: outputs.
+      features: channels of the convolutions.
+      hidden: widths of the hidden dense layers.
+      kernel: samples under a convolution's window.
+    """
+
+    classes: int
+    features: tuple[int, int] = (16, 32)
+    hidden: Sequence[int] = (64, 32)
+    kernel: int = 5
+
+    @nn.compact
+    def __call__(self, inputs: Array) -> Array:
+        first, second = self.features
+        hidden = nn.relu(_conv(first, (self.kernel,), strides=2)(inputs))
+        hidden = nn.relu(_conv(second, (self.kernel,))(hidden))
+        return MLP(self.classes, self.hidden, name="dense")(ops.max_pool(hidden, (2,)))
+
+
+class ImageCNN(nn.Module):
+    """Two 2-D convolutions and three dense layers, on images `[batch, height, width, channels]`.
+
+    Attributes:
+      classes: outputs.
+      features: channels of the 3x3 convolutions, each followed by ReLU and max-pooling by 2.
+      hidden: widths of the hidden dense layers.
+    """
+
+    classes: int
+    features: Sequence[int] = (32, 64)
+    hidden: Sequence[int] = (128, 64)
+
+    @nn.compact
+    def __call__(self, inputs: Array) -> Array:
+        for width in self.features:
+            inputs = ops.max_pool(nn.relu(_conv(width, (3, 3))(inputs)), (2, 2))
+        return MLP(self.classes, self.hidden, name="dense")(inputs)
+
+
+def _conv(features: int, kernel: tuple[int, ...], strides: int = 1) -> nn.Conv:
+    return nn.Conv(features, kernel, strides, conv_general_dilated=ops.conv_general_dilated)

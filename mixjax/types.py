@@ -1,0 +1,33 @@
+"""Type names used throughout, and the name of the client axis."""
+
+from typing import TypeAlias
+
+import jax
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree, Shaped
+
+CLIENTS = "clients"
+"""Name of the leading axis of stacked pytrees, and of the mesh axis that shards it."""
+
+PRNGKey: TypeAlias = Key[Array, ""]
+"""One typed key, from `jax.random.key`."""
+
+Params: TypeAlias = PyTree[Shaped[Array, "..."], " Model"]
+"""A model's parameters, or one client's update of them: any pytree of arrays."""
+
+Updates: TypeAlias = PyTree[Shaped[Array, "clients ..."], " Model"]
+"""One update per client: the leaves of `Params`, each with a leading `clients` axis."""
+
+Directions: TypeAlias = PyTree[Shaped[Array, "attributes ..."], " Model"]
+"""One reference update per attribute value: a leading `attributes` axis."""
+
+Active: TypeAlias = Bool[Array, " clients"]
+"""True for the rows that take part in the round; padding and dropouts are False."""
+
+Origins: TypeAlias = Int[Array, "clients units"]
+"""`origins[slot, unit]`: the client whose `unit` the update forwarded in `slot` carries."""
+
+Weights: TypeAlias = Float[Array, " clients"]
+"""A non-negative weight for each client."""
+
+Scalar: TypeAlias = float | jax.Array
+"""A Python number or a traced one."""

@@ -1,0 +1,25 @@
+"""Two CPU devices, strict types: what is loose in a test is a bug."""
+
+import jax
+import jaxtyping
+import pytest
+
+jax.config.update("jax_num_cpu_devices", 2)
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+with jaxtyping.install_import_hook("mixjax", "beartype.beartype"):
+    import mixjax as mx
+    from mixjax import datasets as _datasets  # noqa: F401
+    from mixjax import models as _models  # noqa: F401
+
+
+@pytest.fixture(autouse=True)
+def _doctest_names(doctest_namespace: dict) -> None:
+    doctest_namespace.update(jax=jax, jnp=jax.numpy, mx=mx)
+
+
+@pytest.fixture
+def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let bad input through to mixjax's own checks."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)

@@ -5,7 +5,7 @@ layers belong to different clients, so a weight can only go with an update *befo
 (`scale`).
 """
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ from mixjax import _validate
 from mixjax.types import Active, Params, Updates, Weights
 
 
+@runtime_checkable
 class Aggregation(Protocol):
     """Reduces forwarded updates to one."""
 

@@ -1,6 +1,6 @@
 """Local training of one client. Cohorts map it over the client axis; see `cohort`."""
 
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ from mixjax.data import ClientData
 from mixjax.types import Params, PRNGKey
 
 
+@runtime_checkable
 class LossFn(Protocol):
     """The loss of a batch: `[batch]`, one value an example, or their mean, a scalar."""
 
@@ -30,6 +31,7 @@ class LocalResult(NamedTuple):
     loss: Float[Array, ""]
 
 
+@runtime_checkable
 class LocalTraining(Protocol):
     """Local training of one client: a pure function, without a client axis."""
 

@@ -129,6 +129,18 @@ def take(data: ClientData, rows: Any) -> ClientData:
     return jax.tree.map(lambda leaf: leaf[jnp.asarray(rows)], data)
 
 
+def pad(data: ClientData, multiple: int) -> ClientData:
+    """Add inactive clients without examples until `multiple` divides their number."""
+    _validate.check_positive(multiple, "multiple", integer=True)
+    clients = _validate.check_client_axis(data, "the cohort")
+    extra = -clients % multiple
+    padded = jax.tree.map(
+        lambda leaf: jnp.pad(leaf, [(0, extra)] + [(0, 0)] * (leaf.ndim - 1)), data
+    )
+    fresh = jnp.max(data.ids) + 1 + jnp.arange(extra, dtype=data.ids.dtype)
+    return padded._replace(ids=padded.ids.at[clients:].set(fresh))
+
+
 def unstack(data: ClientData) -> list[PyTree[np.ndarray]]:
     """Each client's real examples, padding removed, on the host."""
     host = jax.device_get(data)
@@ -259,15 +271,3 @@ def _check_partition(examples: int, clients: int) -> None:
         raise _validate.InputError(
             f"expected at least as many examples as clients; got {examples} for {clients}."
         )
-
-
-def pad(data: ClientData, multiple: int) -> ClientData:
-    """Add inactive clients without examples until `multiple` divides their number."""
-    _validate.check_positive(multiple, "multiple", integer=True)
-    clients = _validate.check_client_axis(data, "the cohort")
-    extra = -clients % multiple
-    padded = jax.tree.map(
-        lambda leaf: jnp.pad(leaf, [(0, extra)] + [(0, 0)] * (leaf.ndim - 1)), data
-    )
-    fresh = jnp.max(data.ids) + 1 + jnp.arange(extra, dtype=data.ids.dtype)
-    return padded._replace(ids=padded.ids.at[clients:].set(fresh))

@@ -4,7 +4,7 @@ The order is fixed: clip, then noise, on the client; then weights; then mixing, 
 mixed update must not be clipped again: its norm may exceed the bound though its parts don't.
 """
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from mixjax import _validate, mixing
 from mixjax.types import Params, PRNGKey, Scalar
 
 
+@runtime_checkable
 class Perturb(Protocol):
     """Changes one client's update before it leaves the client."""
 

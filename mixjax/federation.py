@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -66,10 +66,12 @@ class Record(NamedTuple):
     metrics: PyTree[Any]
 
 
+@runtime_checkable
 class Init(Protocol):
     def __call__(self, params: Params, /) -> FederationState: ...
 
 
+@runtime_checkable
 class Step(Protocol):
     def __call__(
         self, key: PRNGKey, state: FederationState, data: ClientData, /

@@ -5,7 +5,7 @@ A round has C clients and U units. Every mixing is a distribution over an intege
 `origins[slot, unit]`. Inactive rows keep their own units and never enter another's.
 """
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from mixjax import units as units_lib
 from mixjax.types import Active, Origins, PRNGKey, Updates
 
 
+@runtime_checkable
 class Mix(Protocol):
     """Draws an origin matrix."""
 

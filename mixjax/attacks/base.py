@@ -1,6 +1,6 @@
 """The contract of an attack."""
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from jaxtyping import Array, Float
 
@@ -21,12 +21,14 @@ class Probe(NamedTuple):
     directions: Directions
 
 
+@runtime_checkable
 class Prepare(Protocol):
     """Makes the probe of a round from the server's model and the clients' own training."""
 
     def __call__(self, key: PRNGKey, params: Params, local: LocalTraining, /) -> Probe: ...
 
 
+@runtime_checkable
 class Score(Protocol):
     """Scores each slot for each attribute value, from what the server sees."""
 

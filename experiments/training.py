@@ -53,14 +53,19 @@ class Split(NamedTuple):
       truth: their attribute, `[clients]`.
       auxiliary: rows of `values` attribute values for 1, 2, ... known people; the last rows are
         those of all of them.
-      levels: how many numbers of known people there are rows for.
+      values: the number of attribute values.
     """
 
     train: mx.data.ClientData
     test: mx.data.ClientData
     truth: np.ndarray
     auxiliary: mx.data.ClientData
-    levels: int
+    values: int
+
+    def with_all_knowledge(self) -> "Split":
+        """Without the auxiliary rows of fewer people."""
+        rows = range(self.auxiliary.counts.shape[0])[-self.values :]
+        return self._replace(auxiliary=mx.data.take(self.auxiliary, list(rows)))
 
 
 def split_people(dataset: mx.data.Dataset, seed: int, auxiliary: int, *, sweep: bool) -> Split:
@@ -97,7 +102,7 @@ def split_people(dataset: mx.data.Dataset, seed: int, auxiliary: int, *, sweep: 
         test=mx.data.take(dataset.test, participants),
         truth=of_client[participants],
         auxiliary=jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *pools),
-        levels=len(pools),
+        values=values,
     )
 
 
@@ -120,6 +125,18 @@ def trajectory(
     train, test = (mx.data.pad(part, mesh.size) for part in (split.train, split.test))
     record = _train(setting, mesh, key, train, test, split.auxiliary, jnp.float32(sigma))
     return jax.device_get(record)
+
+
+def units(setting: Setting, split: Split) -> mx.units.Units:
+    """The layers of the setting's model."""
+    return mx.units.partition(
+        jax.eval_shape(lambda: _init(setting, jax.random.key(0), split.train))
+    )
+
+
+def _init(setting: Setting, key: jax.Array, train: mx.data.ClientData) -> Any:
+    example = jax.tree.map(lambda leaf: leaf[0, :1], train.examples)
+    return setting.model.init(key, example.inputs)["params"]
 
 
 @functools.partial(jax.jit, static_argnames=("setting", "mesh"))
@@ -173,8 +190,7 @@ def _train(
         keep_updates=setting.keep_updates,
         mesh=mesh,
     )
-    example = jax.tree.map(lambda leaf: leaf[0, :1], train.examples)
-    params = model.init(init_key, example.inputs)["params"]
+    params = _init(setting, init_key, train)
     _, record = mx.federation.run(
         run_key, federation, federation.init(params), train, setting.rounds
     )

@@ -1,0 +1,270 @@
+"""The evaluation of the paper: utility, and how often the attack is right, for each defence.
+
+`python -m experiments.evaluate --dataset watch` trains every defence under every attack for a
+number of seeds, each with its own split of people into participants and auxiliary knowledge.
+It writes `rounds.jsonl`, `summary.json` and figures, and prints a table.
+"""
+
+import dataclasses
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, cast
+
+import jax
+import rich.console
+import rich.progress
+import rich.table
+import tyro
+
+import mixjax as mx
+from experiments import figures, metrics, results, training
+from experiments.metrics import Case
+
+DefenceName = Literal["none", "noisy", "shuffle", "mixnn", "mixnn_proxy"]
+AttackName = Literal["passive", "active"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Evaluate utility and ∇Sim under plain FL, noise, the shuffle control and MixNN."""
+
+    dataset: Literal["watch"] = "watch"
+    """Which data to run on."""
+    defences: tuple[DefenceName, ...] = ("none", "noisy", "shuffle", "mixnn", "mixnn_proxy")
+    """What stands between the clients and the server."""
+    attacks: tuple[AttackName, ...] = ("passive", "active")
+    """What the server does."""
+    rounds: int = 20
+    """Rounds of federated learning."""
+    seeds: int = 20
+    """Repetitions, each with its own people as participants."""
+    noise: tuple[float, ...] = (0.02, 0.1, 0.3)
+    """Standard deviations of the noisy gradient."""
+    list_size: int = 5
+    """Entries in each list of the proxy."""
+    auxiliary: int = 3
+    """How many people the server has auxiliary data of."""
+    epochs: int = 1
+    """Local epochs a round."""
+    batch_size: int = 16
+    """Examples a local step."""
+    learning_rate: float = 0.05
+    """Of local SGD."""
+    momentum: float = 0.9
+    """Of local SGD."""
+    out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """Where to write; results/DATASET by default."""
+
+
+class Job(NamedTuple):
+    """One trajectory to train, and the cases that follow from it."""
+
+    attack: str
+    sigma: float | None
+    mixed: bool
+    cases: list[Case]
+
+
+def plan(config: Config) -> list[Job]:
+    """The trajectories of one seed.
+
+    Shuffle and proxy follow from plain FL's trajectory. MixNN under the passive attack is
+    trained on its own, through mixed tensors, so that its utility is measured and not assumed.
+    """
+    jobs = []
+    for attack in config.attacks:
+        alone = ["noisy"] + (["mixnn"] if attack == "passive" else [])
+        shared = [
+            Case(name, attack, list_size=config.list_size if name == "mixnn_proxy" else None)
+            for name in config.defences
+            if name not in alone
+        ]
+        if shared:
+            jobs.append(Job(attack, None, False, shared))
+        if "mixnn" in alone and "mixnn" in config.defences:
+            jobs.append(Job(attack, None, True, [Case("mixnn", attack)]))
+        if "noisy" in config.defences:
+            jobs += [
+                Job(attack, sigma, False, [Case("noisy", attack, sigma=sigma)])
+                for sigma in config.noise
+            ]
+    return jobs
+
+
+def main(config: Config) -> None:
+    """Run the evaluation, write its files and print its table.
+
+    Raises:
+      InputError: for options that don't fit the data.
+    """
+    started = time.perf_counter()
+    check(config)
+    console = rich.console.Console()
+    with console.status(f"loading {config.dataset}"):
+        dataset = mx.datasets.watch()
+        training.split_people(dataset, 0, config.auxiliary, sweep=False)
+    out = config.out or Path("results") / config.dataset
+    out.mkdir(parents=True, exist_ok=True)
+    rounds_file = out / "rounds.jsonl"
+    rounds_file.unlink(missing_ok=True)
+
+    mesh = mx.sharding.clients_mesh()
+    jobs = plan(config)
+    rows: results.Rows = []
+    with _progress(console) as progress:
+        task = progress.add_task("", total=config.seeds * len(jobs) * config.rounds)
+        for seed in range(config.seeds):
+            split = training.split_people(dataset, seed, config.auxiliary, sweep=True)
+            for job in jobs:
+                what = ", ".join(figures.label(case) for case in job.cases)
+                progress.update(
+                    task,
+                    description=f"seed {seed + 1}/{config.seeds}  {job.attack}: {what}",
+                )
+                fresh = run_job(config, dataset, split, seed, job, mesh)
+                results.append(rounds_file, fresh)
+                rows += fresh
+                progress.advance(task, config.rounds)
+        progress.update(task, description="done")
+
+    with console.status("drawing figures"):
+        drawn = figures.draw_all(rows, out)
+    seconds = time.perf_counter() - started
+    summary = results.summarize(rows, results.config_dict(config), seconds)
+    results.write_json(out / "summary.json", summary)
+    console.print(table(summary))
+    console.print(
+        f"{len(rows):,} records, a summary and {len(drawn)} figures in {out}/ "
+        f"({seconds:.0f} s on {summary['environment']['device']})"
+    )
+
+
+def check(config: Config) -> None:
+    """Refuse options that make no run."""
+    for name in ("rounds", "seeds", "list_size", "auxiliary", "epochs", "batch_size"):
+        if getattr(config, name) < 1:
+            raise mx.InputError(
+                f"expected --{name.replace('_', '-')} of at least 1; got {getattr(config, name)}."
+            )
+    if not config.defences or not config.attacks:
+        raise mx.InputError("expected at least one of --defences and one of --attacks.")
+    bad = [sigma for sigma in config.noise if not sigma > 0]
+    if "noisy" in config.defences and (bad or not config.noise):
+        raise mx.InputError(
+            f"expected standard deviations greater than 0 for --noise; got {config.noise}. "
+            "Leave `noisy` out of --defences for a run without noise."
+        )
+
+
+def run_job(
+    config: Config,
+    dataset: mx.data.Dataset,
+    split: training.Split,
+    seed: int,
+    job: Job,
+    mesh: jax.sharding.Mesh,
+) -> results.Rows:
+    """Train one trajectory and evaluate every case that follows from it."""
+    sweep = job.attack == "passive" and job.sigma is None
+    setting = training.Setting(
+        model=mx.models.SensorCNN(classes=len(dataset.classes)),
+        attack=job.attack,
+        noisy=job.sigma is not None,
+        mixed=job.mixed,
+        keep_updates=sweep and not job.mixed,
+        rounds=config.rounds,
+        epochs=config.epochs,
+        batch_size=config.batch_size,
+        learning_rate=config.learning_rate,
+        momentum=config.momentum,
+    )
+    if not sweep:
+        split = split.with_all_knowledge()
+    # one key for training, another for the proxy, which no server may derive
+    train_key, proxy_key = jax.random.split(jax.random.key(seed))
+    record = training.trajectory(setting, train_key, split, job.sigma or 0.0, mesh)
+    units = training.units(setting, split)
+    fresh = []
+    for index, case in enumerate(job.cases):
+        mix = None if job.mixed else case.mix()
+        mixed = record
+        if mix is not None:
+            mixed = metrics.mix_record(jax.random.fold_in(proxy_key, index), record, mix)
+            mixed = mixed._replace(observation=mixed.observation._replace(updates=None))
+        values = len(dataset.attribute.values)
+        fresh += metrics.rows(case, seed, mixed, split.truth, values, units)
+    return fresh
+
+
+def table(summary: dict[str, Any]) -> rich.table.Table:
+    """The summary as a table, in percent with 95 % intervals over seeds."""
+    config = summary["config"]
+    grid = rich.table.Table(
+        title=(
+            f"{config['dataset']}: {config['rounds']} rounds, {config['seeds']} seeds; "
+            f"chance {100 * summary['chance']:.0f} %"
+        ),
+        caption=(
+            "Percent, mean over seeds and 95 % interval. Attribution: is the guess for a slot its "
+            "participant's attribute? Layers: the best single layer, judged for its owner."
+        ),
+    )
+    for column, justify in (
+        ("defence", "left"),
+        ("attack", "left"),
+        ("accuracy", "right"),
+        ("attribution", "right"),
+        ("accumulated", "right"),
+        ("set level", "right"),
+        ("best layer", "right"),
+    ):
+        grid.add_column(column, justify=cast(Any, justify))
+    attack = None
+    for entry in summary["results"]:
+        case = Case(*(entry[field] for field in Case._fields))
+        if attack not in (None, case.attack):
+            grid.add_section()
+        attack = case.attack
+        best = max(entry["unit_level"].values(), key=lambda interval: interval["mean"])
+        grid.add_row(
+            figures.label(case),
+            case.attack,
+            *(
+                _percent(entry[name])
+                for name in ("accuracy", "attribution", "attribution_accumulated", "set_level")
+            ),
+            _percent(best),
+        )
+    return grid
+
+
+def _percent(interval: dict[str, float]) -> str:
+    mean, low, high = (100 * interval[name] for name in ("mean", "low", "high"))
+    return f"{mean:.1f} [{low:.1f}, {high:.1f}]"
+
+
+def _progress(console: rich.console.Console) -> rich.progress.Progress:
+    return rich.progress.Progress(
+        rich.progress.BarColumn(bar_width=24),
+        rich.progress.MofNCompleteColumn(),
+        rich.progress.TextColumn("rounds"),
+        rich.progress.TimeRemainingColumn(elapsed_when_finished=True),
+        rich.progress.TextColumn("[dim]{task.description}"),
+        console=console,
+    )
+
+
+def command() -> None:
+    """Read the command line; refusals become one line and exit code 2."""
+    config = tyro.cli(Config, prog="python -m experiments.evaluate")
+    mx.sharding.use_host_devices()
+    try:
+        main(config)
+    except (mx.InputError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    command()

@@ -1,0 +1,298 @@
+"""The evaluation's figures, each a function from rows to a PNG of 800 pixels."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import matplotlib.ticker
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+import mixjax as mx
+from experiments import results
+from experiments.metrics import RADII, Case
+
+matplotlib.use("Agg")
+
+COLORS = {
+    "none": "#d1495b",
+    "noisy": "#edae49",
+    "shuffle": "#7a7a7a",
+    "mixnn": "#00798c",
+    "mixnn_proxy": "#30638e",
+}
+STYLE = {
+    "font.size": 11,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.3,
+    "legend.frameon": False,
+    "savefig.dpi": 100,
+}
+Cases = dict[Case, dict[int, results.Rows]]
+
+
+def label(case: Case) -> str:
+    """A case's name in legends."""
+    names = {
+        "none": "plain FL",
+        "noisy": f"noise σ={case.sigma:g}" if case.sigma is not None else "noise",
+        "shuffle": "shuffle (control)",
+        "mixnn": "MixNN",
+        "mixnn_proxy": f"MixNN, lists of {case.list_size}",
+    }
+    return names[case.defence]
+
+
+def draw_all(rows: results.Rows, folder: Path) -> list[Path]:
+    """Draw every figure that the rows have data for.
+
+    Returns:
+      The files written.
+    """
+    cases = results.by_case(rows)
+    attacks = [attack for attack in ("passive", "active") if any(c.attack == attack for c in cases)]
+    written = []
+    with matplotlib.rc_context(STYLE):
+        for name, draw in FIGURES.items():
+            figure = draw(cases, attacks)
+            if figure is None:
+                continue
+            path = folder / f"{name}.png"
+            partial = folder / f"{name}.partial"
+            figure.savefig(partial, format="png")
+            partial.replace(path)
+            written.append(path)
+    return written
+
+
+def _panels(attacks: list[str], height: float = 4.2) -> tuple[Figure, list[Axes]]:
+    figure = Figure(figsize=(8, height), layout="constrained")
+    axes = figure.subplots(1, len(attacks), sharey=True, squeeze=False)[0]
+    for axis, attack in zip(axes, attacks, strict=True):
+        axis.set_title(f"{attack} server", fontsize=11)
+    return figure, list(axes)
+
+
+def _line_style(case: Case, cases: Cases) -> dict[str, Any]:
+    style: dict[str, Any] = {"color": COLORS[case.defence], "linewidth": 1.8}
+    if case.defence == "noisy":
+        sigmas = sorted(c.sigma or 0 for c in cases if c.defence == "noisy" and c[1] == case[1])
+        style["linestyle"] = ["-", "--", ":", "-."][sigmas.index(case.sigma or 0) % 4]
+    return style
+
+
+def _band(axis: Axes, series: np.ndarray, name: str, style: dict[str, Any]) -> None:
+    """Mean over seeds, the first axis, with its 95 % band."""
+    intervals = [mx.evaluation.bootstrap(column) for column in series.T]
+    rounds = np.arange(1, len(intervals) + 1)
+    axis.plot(rounds, [100 * one.mean for one in intervals], label=name, **style)
+    axis.fill_between(
+        rounds,
+        [100 * one.low for one in intervals],
+        [100 * one.high for one in intervals],
+        color=style["color"],
+        alpha=0.15,
+        linewidth=0,
+    )
+    axis.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
+
+
+def _per_round(cases: Cases, attacks: list[str], name: str, ylabel: str, chance: bool) -> Figure:
+    figure, axes = _panels(attacks, 4.6)
+    for axis, attack in zip(axes, attacks, strict=True):
+        for case, seeds in cases.items():
+            if case.attack == attack:
+                series = np.array([[row[name] for row in rows] for rows in seeds.values()])
+                _band(axis, series, label(case), _line_style(case, cases))
+        if chance:
+            _chance_line(axis, cases)
+        axis.set_xlabel("round")
+    axes[0].set_ylabel(ylabel)
+    _legend_below(figure, axes[0])
+    return figure
+
+
+def _chance_line(axis: Axes, cases: Cases) -> None:
+    level = np.mean([rows[0]["chance"] for seeds in cases.values() for rows in seeds.values()])
+    axis.axhline(100 * level, color="black", linestyle=(0, (1, 2)), linewidth=1.2, label="chance")
+
+
+def _legend_below(figure: Figure, axis: Axes) -> None:
+    handles, labels = axis.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=10)
+
+
+def _utility(cases: Cases, attacks: list[str]) -> Figure:
+    return _per_round(cases, attacks, "accuracy", "test accuracy (%)", chance=False)
+
+
+def _attack(cases: Cases, attacks: list[str]) -> Figure:
+    return _per_round(cases, attacks, "attribution", "attribute guessed right (%)", chance=True)
+
+
+def _attack_accumulated(cases: Cases, attacks: list[str]) -> Figure:
+    name = "attribution_accumulated"
+    return _per_round(cases, attacks, name, "guessed right, scores summed (%)", chance=True)
+
+
+def _background(cases: Cases, attacks: list[str]) -> Figure | None:
+    known = {c: s for c, s in cases.items() if "background" in next(iter(s.values()))[0]}
+    if not known:
+        return None
+    figure, (axis,) = _panels(["passive"])
+    for case, seeds in known.items():
+        levels = np.array([rows[-1]["background"] for rows in seeds.values()])
+        intervals = [mx.evaluation.bootstrap(column) for column in levels.T]
+        people = np.arange(1, len(intervals) + 1)
+        mean = np.array([one.mean for one in intervals])
+        spread = [mean - [one.low for one in intervals], [one.high for one in intervals] - mean]
+        axis.errorbar(
+            people,
+            100 * mean,
+            100 * np.array(spread),
+            marker="o",
+            capsize=4,
+            label=label(case),
+            color=COLORS[case.defence],
+        )
+    _chance_line(axis, cases)
+    axis.set_xticks(people)
+    axis.set_xlabel("people the server has auxiliary data of")
+    axis.set_ylabel("guessed right, scores summed (%)")
+    _legend_below(figure, axis)
+    return figure
+
+
+def _participants(cases: Cases, attacks: list[str]) -> Figure:
+    figure, axes = _panels(attacks, 4.6)
+    for axis, attack in zip(axes, attacks, strict=True):
+        for case, seeds in cases.items():
+            if case.attack != attack:
+                continue
+            values = np.sort([v for rows in seeds.values() for v in rows[-1]["participants"]])
+            share = np.arange(1, len(values) + 1) / len(values)
+            axis.step(
+                100 * values,
+                100 * share,
+                where="post",
+                label=label(case),
+                **_line_style(case, cases),
+            )
+        axis.set_xlabel("participant's test accuracy,\nlast round (%)")
+    axes[0].set_ylabel("participants at or below (%)")
+    _legend_below(figure, axes[0])
+    return figure
+
+
+def _layers(cases: Cases, attacks: list[str]) -> Figure:
+    figure, axes = _panels(attacks)
+    for axis, attack in zip(axes, attacks, strict=True):
+        chosen = [c for c in cases if c.attack == attack and c.defence != "noisy"]
+        for position, case in enumerate(chosen):
+            seeds = cases[case]
+            units = list(next(iter(seeds.values()))[0]["unit_level"])
+            intervals = [results.over_seeds(seeds, results.average_unit(unit)) for unit in units]
+            mean = np.array([one.mean for one in intervals])
+            spread = [mean - [one.low for one in intervals], [one.high for one in intervals] - mean]
+            axis.bar(
+                np.arange(len(units)) + (position - (len(chosen) - 1) / 2) * 0.8 / len(chosen),
+                100 * mean,
+                0.8 / len(chosen),
+                yerr=100 * np.array(spread),
+                color=COLORS[case.defence],
+                label=label(case),
+                error_kw={"elinewidth": 1},
+            )
+        _chance_line(axis, cases)
+        names = [unit.split("/")[-1].replace("_", " ").lower() for unit in units]
+        axis.set_xticks(range(len(units)), names, rotation=30, ha="right")
+        axis.grid(visible=False, axis="x")
+        axis.set_ylim(0, 105)
+    axes[0].set_ylabel("owner's attribute guessed\nfrom the layer alone (%)")
+    _legend_below(figure, axes[0])
+    return figure
+
+
+def _neighbours(cases: Cases, attacks: list[str]) -> Figure | None:
+    found = [
+        (seed_rows, row)
+        for seeds in cases.values()
+        for seed_rows in seeds.values()
+        for row in seed_rows
+        if "neighbours" in row
+    ]
+    if not found:
+        return None
+    units = list(found[0][1]["neighbours"])
+    figure = Figure(figsize=(8, 4.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    shades = matplotlib.colormaps["viridis"](np.linspace(0.0, 0.85, len(units)))
+    for unit, shade in zip(units, shades, strict=True):
+        counts = np.mean([row["neighbours"][unit] for _, row in found], axis=0)
+        left.plot(RADII, counts, color=shade, label=unit.split("/")[-1].replace("_", " ").lower())
+    left.set_xlabel("radius / rms norm of the layer's updates")
+    left.set_ylabel("other updates within the radius")
+    left.legend(fontsize=10)
+    shares = [100 * np.mean([row["relinked"][unit] for _, row in found]) for unit in units]
+    names = [unit.split("/")[-1].replace("_", " ").lower() for unit in units]
+    right.bar(range(len(units)), shares, color=shades)
+    participants = len(found[0][1]["participants"])
+    right.axhline(
+        100 / participants, color="black", linestyle=(0, (1, 2)), linewidth=1.2, label="chance"
+    )
+    right.set_xticks(range(len(units)), names, rotation=30, ha="right")
+    right.set_ylabel("nearest to its own update of\nthe round before (%)")
+    right.grid(visible=False, axis="x")
+    right.legend()
+    return figure
+
+
+def _frontier(cases: Cases, attacks: list[str]) -> Figure:
+    figure, axes = _panels(attacks, 4.6)
+    for axis, attack in zip(axes, attacks, strict=True):
+        noisy = sorted(
+            (c for c in cases if c.attack == attack and c.defence == "noisy"),
+            key=lambda case: case.sigma or 0,
+        )
+        points = []
+        for case in [c for c in cases if c.attack == attack and c not in noisy] + noisy:
+            utility = results.over_seeds(cases[case], results.last("accuracy"))
+            attacked = results.over_seeds(cases[case], results.last("attribution_accumulated"))
+            if case in noisy:
+                points.append((100 * utility.mean, 100 * attacked.mean))
+            axis.errorbar(
+                100 * utility.mean,
+                100 * attacked.mean,
+                xerr=[[100 * (utility.mean - utility.low)], [100 * (utility.high - utility.mean)]],
+                yerr=[
+                    [100 * (attacked.mean - attacked.low)],
+                    [100 * (attacked.high - attacked.mean)],
+                ],
+                fmt="os^v"[noisy.index(case) % 4] if case in noisy else "D",
+                color=COLORS[case.defence],
+                label=label(case),
+                capsize=3,
+            )
+        if points:
+            axis.plot(*zip(*points, strict=True), color=COLORS["noisy"], linewidth=1, zorder=0)
+        _chance_line(axis, cases)
+        axis.set_xlabel("test accuracy after the last round (%)")
+    axes[0].set_ylabel("guessed right, scores summed (%)")
+    _legend_below(figure, axes[0])
+    return figure
+
+
+FIGURES: dict[str, Callable[[Cases, list[str]], Figure | None]] = {
+    "utility": _utility,
+    "attack": _attack,
+    "attack_accumulated": _attack_accumulated,
+    "background": _background,
+    "participants": _participants,
+    "layers": _layers,
+    "neighbours": _neighbours,
+    "frontier": _frontier,
+}

@@ -1,0 +1,139 @@
+"""From a trajectory's records to one JSON-ready row a round, for every mixing."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import mixjax as mx
+from mixjax.attacks import sim
+
+RADII = tuple(round(0.1 * step, 1) for step in range(1, 31))
+NEIGHBOUR_EVERY = 5
+
+
+class Case(NamedTuple):
+    """What is compared: a line of the table.
+
+    Attributes:
+      defence: "none", "noisy", "shuffle", "mixnn" or "mixnn_proxy".
+      attack: "passive" or "active".
+      sigma: standard deviation of the noise; None without.
+      list_size: entries in each of the proxy's lists; None without.
+    """
+
+    defence: str
+    attack: str
+    sigma: float | None = None
+    list_size: int | None = None
+
+    def mix(self) -> mx.mixing.Mix | None:
+        """The mixing to apply to an unmixed trajectory; None for none."""
+        if self.defence == "shuffle":
+            return mx.mixing.shuffle()
+        if self.defence == "mixnn":
+            return mx.mixing.full_round()
+        if self.defence == "mixnn_proxy":
+            assert self.list_size is not None
+            return mx.mixing.proxy(self.list_size)
+        return None
+
+
+def mix_record(
+    key: jax.Array, record: mx.federation.Record, mix: mx.mixing.Mix
+) -> mx.federation.Record:
+    """The record of the same trajectory behind another proxy: fresh origins for each round."""
+    own = record.truth.statistics
+    assert own is not None
+    active = jnp.asarray(record.observation.active)
+    keys = jax.random.split(key, active.shape[0])
+    units = own.squared_norms.shape[-1]
+    origins = jax.vmap(lambda key, active: mix(key, active, units))(keys, active)
+    seen = jax.vmap(mx.observation.mix_statistics)(origins, jax.tree.map(jnp.asarray, own))
+    return jax.device_get(
+        record._replace(
+            observation=record.observation._replace(statistics=seen),
+            truth=record.truth._replace(origins=origins),
+        )
+    )
+
+
+def rows(
+    case: Case,
+    seed: int,
+    record: mx.federation.Record,
+    truth: np.ndarray,
+    values: int,
+    units: mx.units.Units,
+) -> list[dict[str, Any]]:
+    """One row for each round.
+
+    Args:
+      case: what was run.
+      seed: which split of people.
+      record: records of all rounds; rows past the participants are padding.
+      truth: the participants' attribute.
+      values: the number of attribute values. Directions beyond them, if any, are those of fewer
+        auxiliary people and come first.
+      units: the model's partition.
+    """
+    clients = len(truth)
+    seen = record.observation.statistics
+    assert seen is not None
+    dots, squares = seen.dots[:, :clients], seen.squared_norms[:, :clients]
+    levels = dots.shape[-1] // values
+    by_level = []
+    for level in range(levels):
+        columns = slice(level * values, (level + 1) * values)
+        part = mx.observation.Statistics(
+            dots[..., columns], squares, seen.direction_squared_norms[..., columns]
+        )
+        by_level.append(jax.vmap(sim.cosine)(part))
+    scores = np.asarray(by_level[-1])
+    accumulated = np.cumsum(scores, axis=0)
+    guesses = mx.evaluation.guesses(scores)
+    per_unit = mx.evaluation.unit_level(
+        jax.vmap(sim.unit_cosine)(part), record.truth.origins[:, :clients], truth
+    )
+    background = [
+        mx.evaluation.attribution(mx.evaluation.guesses(np.cumsum(level, axis=0)), truth)
+        for level in by_level
+    ]
+    table = {
+        "accuracy": record.metrics[:, :clients].mean(axis=1),
+        "loss": record.loss[:, :clients].mean(axis=1),
+        "attribution": mx.evaluation.attribution(guesses, truth),
+        "attribution_accumulated": background[-1],
+        "balanced_accuracy": mx.evaluation.balanced_accuracy(guesses, truth, values),
+        "auc": mx.evaluation.auc(scores, truth),
+        "auc_accumulated": mx.evaluation.auc(accumulated, truth),
+        "set_level": mx.evaluation.set_level(guesses, truth, values),
+    }
+    chance = float(mx.evaluation.chance(truth))
+    result = []
+    for index in range(len(scores)):
+        row: dict[str, Any] = {"seed": seed, **case._asdict(), "round": index + 1}
+        row |= {"granularity": "layer", "chance": chance}
+        row |= {name: float(column[index]) for name, column in table.items()}
+        row["unit_level"] = dict(zip(units.names, per_unit[index].tolist(), strict=True))
+        row["participants"] = record.metrics[index, :clients].tolist()
+        if levels > 1:
+            row["background"] = [float(level[index]) for level in background]
+        if record.observation.updates is not None and (index + 1) % NEIGHBOUR_EVERY == 0:
+            row |= _neighbours(record.observation.updates, index, clients, units)
+        result.append(row)
+    return result
+
+
+def _neighbours(
+    updates: Any, index: int, clients: int, units: mx.units.Units
+) -> dict[str, dict[str, Any]]:
+    current = jax.tree.map(lambda leaf: leaf[index, :clients], updates)
+    previous = jax.tree.map(lambda leaf: leaf[index - 1, :clients], updates)
+    within = mx.evaluation.neighbours(current, units, RADII).mean(axis=0)
+    nearest_is_own = (mx.evaluation.relink_rank(previous, current, units) == 1).mean(axis=0)
+    return {
+        "neighbours": dict(zip(units.names, within.tolist(), strict=True)),
+        "relinked": dict(zip(units.names, nearest_is_own.tolist(), strict=True)),
+    }

@@ -1,0 +1,121 @@
+"""What a run leaves: `rounds.jsonl`, a line each, and `summary.json` computed from it."""
+
+import dataclasses
+import json
+import os
+import platform
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import flax
+import jax
+import numpy as np
+import optax
+
+import mixjax as mx
+from experiments.metrics import Case
+
+Row = dict[str, Any]
+Rows = list[Row]
+
+
+def append(path: Path, rows: Iterable[Row]) -> None:
+    """Add a line for each row."""
+    with path.open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+def by_case(rows: Rows) -> dict[Case, dict[int, Rows]]:
+    """Rows by case and seed, in order of rounds."""
+    cases: dict[Case, dict[int, Rows]] = {}
+    for row in rows:
+        case = Case(*(row[field] for field in Case._fields))
+        cases.setdefault(case, {}).setdefault(row["seed"], []).append(row)
+    return cases
+
+
+def over_seeds(seeds: dict[int, Rows], value: Callable[[Rows], float]) -> mx.evaluation.Interval:
+    """Mean and 95 % interval over seeds of one number a seed."""
+    return mx.evaluation.bootstrap([value(rows) for rows in seeds.values()])
+
+
+def last(name: str) -> Callable[[Rows], float]:
+    """The value after the last round."""
+    return lambda rows: rows[-1][name]
+
+
+def average(name: str) -> Callable[[Rows], float]:
+    """The mean over rounds."""
+    return lambda rows: float(np.mean([row[name] for row in rows]))
+
+
+def average_unit(unit: str) -> Callable[[Rows], float]:
+    """The mean over rounds of one unit's accuracy."""
+    return lambda rows: float(np.mean([row["unit_level"][unit] for row in rows]))
+
+
+FIGURES_OF_A_CASE: dict[str, Callable[[Rows], float]] = {
+    "accuracy": last("accuracy"),
+    "attribution": average("attribution"),
+    "attribution_accumulated": last("attribution_accumulated"),
+    "balanced_accuracy": average("balanced_accuracy"),
+    "auc": average("auc"),
+    "auc_accumulated": last("auc_accumulated"),
+    "set_level": average("set_level"),
+}
+
+
+def summarize(rows: Rows, config: dict[str, Any], seconds: float) -> dict[str, Any]:
+    """The contents of `summary.json`; every interval is over seeds."""
+    cases = by_case(rows)
+    results = []
+    for case, seeds in cases.items():
+        entry: dict[str, Any] = case._asdict()
+        for name, value in FIGURES_OF_A_CASE.items():
+            entry[name] = over_seeds(seeds, value)._asdict()
+        entry["unit_level"] = {
+            unit: over_seeds(seeds, average_unit(unit))._asdict()
+            for unit in next(iter(seeds.values()))[0]["unit_level"]
+        }
+        plain = cases.get(Case("none", case.attack))
+        if plain is not None and plain.keys() == seeds.keys():
+            difference = [
+                seeds[seed][-1]["accuracy"] - plain[seed][-1]["accuracy"] for seed in seeds
+            ]
+            entry["accuracy_minus_none"] = mx.evaluation.bootstrap(difference)._asdict()
+        results.append(entry)
+    return {
+        "config": config,
+        "environment": environment(),
+        "seconds": round(seconds, 1),
+        "chance": float(np.mean([row["chance"] for row in rows])),
+        "results": results,
+    }
+
+
+def environment() -> dict[str, Any]:
+    """Where the numbers come from."""
+    return {
+        "mixjax": mx.__version__,
+        "jax": jax.__version__,
+        "flax": flax.__version__,
+        "optax": optax.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "device": jax.devices()[0].device_kind,
+        "devices": jax.device_count(),
+        "cpus": os.cpu_count(),
+    }
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file that appears complete or not at all."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def config_dict(config: Any) -> dict[str, Any]:
+    """A dataclass as plain JSON values."""
+    return json.loads(json.dumps(dataclasses.asdict(config), default=str))

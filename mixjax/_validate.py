@@ -44,19 +44,15 @@ def check_key(key: Any) -> None:
     raise InputError(f"expected a typed key; got {came}. Make one with jax.random.key(seed).")
 
 
-def check_client_axis(tree: Any, what: str = "updates", axis: str = "clients") -> int:
+def check_client_axis(
+    tree: Any, what: str = "updates", axis: str = "clients", *, allow_empty: bool = False
+) -> int:
     """The length of the leading axis that all leaves of `tree` share."""
     named = named_leaves(tree)
     if not named:
         raise InputError(f"expected {what} with at least one array; got an empty pytree.")
-    shapes = []
-    for name, leaf in named:
-        if not hasattr(leaf, "shape"):
-            raise InputError(
-                f"expected arrays in {what}; got {type(leaf).__name__} at {name}. "
-                "Remove leaves that are not arrays (equinox: eqx.filter(model, eqx.is_array))."
-            )
-        shapes.append((name, tuple(leaf.shape)))
+    check_arrays(tree, what)
+    shapes = [(name, tuple(leaf.shape)) for name, leaf in named]
     lengths = {shape[0] if shape else None for _, shape in shapes}
     if None in lengths or len(lengths) > 1:
         first = shapes[0]
@@ -70,7 +66,7 @@ def check_client_axis(tree: Any, what: str = "updates", axis: str = "clients") -
         )
     (length,) = lengths
     assert length is not None
-    if length == 0:
+    if length == 0 and not allow_empty:
         raise InputError(
             f"expected at least one entry on the `{axis}` axis of {what}; got an empty cohort "
             f"({shapes[0][0]}: {shapes[0][1]})."
@@ -129,6 +125,15 @@ def check_same_model(tree: Any, other: Any, what: str, other_what: str) -> None:
             raise InputError(
                 f"expected {other_what} shaped like {what} after the first axis; got {name}: "
                 f"{tuple(partner.shape)} against {tuple(leaf.shape)}."
+            )
+
+
+def check_same_dtypes(tree: Any, other: Any, what: str, other_what: str) -> None:
+    for (name, leaf), (_, partner) in zip(named_leaves(tree), named_leaves(other), strict=True):
+        if leaf.dtype != partner.dtype:
+            raise InputError(
+                f"expected {other_what} with the dtypes of {what}; got {name}: {partner.dtype} "
+                f"against {leaf.dtype}. Convert one of them."
             )
 
 
@@ -213,7 +218,41 @@ def check_mesh(mesh: jax.sharding.Mesh, clients: int) -> int:
     return devices
 
 
+def check_arrays(tree: Any, what: str) -> None:
+    for name, leaf in named_leaves(tree):
+        if not hasattr(leaf, "shape"):
+            raise InputError(
+                f"expected arrays in {what}; got {type(leaf).__name__} at {name}. "
+                "Remove leaves that are not arrays (equinox: eqx.filter(model, eqx.is_array)), and "
+                "wrap numbers in jnp.asarray."
+            )
+
+
+def check_partition(updates: Any, sizes: list[int]) -> None:
+    """The leaves of `updates` must have the sizes that a partition covers."""
+    named = named_leaves(updates)
+    own = [int(np.prod(leaf.shape[1:])) for _, leaf in named]
+    if own != sizes:
+        name = next((n for (n, _), a, b in zip(named, own, sizes, strict=False) if a != b), "")
+        raise InputError(
+            f"expected updates of the model that was partitioned, leaves of {sizes} elements a "
+            f"client; got {own}{f', which differ first at {name}' if name else ''}. Partition "
+            "this model with units.partition."
+        )
+
+
+def check_window(window: Sequence[int], spatial: Sequence[int]) -> None:
+    if len(window) != len(spatial) or any(width < 1 for width in window):
+        raise InputError(
+            f"expected a pooling window of {len(spatial)} positive sizes for spatial axes "
+            f"{tuple(spatial)}; got {tuple(window)}."
+        )
+
+
 def check_krum(active: Any, clients: int, byzantine: int, select: int) -> None:
+    for value, name in ((byzantine, "byzantine"), (select, "select")):
+        if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+            raise InputError(f"expected a whole number for {name} in Krum; got {value!r}.")
     present = int(np.sum(np.asarray(active))) if concrete(active) else clients
     if byzantine < 0 or present < byzantine + 3:
         raise InputError(
@@ -225,7 +264,7 @@ def check_krum(active: Any, clients: int, byzantine: int, select: int) -> None:
 
 
 def check_auxiliary(auxiliary: Any) -> None:
-    check_client_axis(auxiliary, "auxiliary data", axis="attributes")
+    check_cohort(auxiliary, "auxiliary data", axis="attributes")
     check_finite(auxiliary.examples, "auxiliary data")
     if concrete(auxiliary.counts):
         empty = np.flatnonzero(np.asarray(auxiliary.counts) == 0)
@@ -236,20 +275,37 @@ def check_auxiliary(auxiliary: Any) -> None:
             )
 
 
-def check_cohort(data: Any) -> int:
+def check_cohort(data: Any, what: str = "the cohort", axis: str = "clients") -> int:
     """The number of clients of a `ClientData`."""
-    clients = check_client_axis(data, "the cohort")
+    if not hasattr(data, "examples") or not hasattr(data, "counts"):
+        raise InputError(
+            f"expected {what} as a data.ClientData; got {type(data).__name__}. "
+            "Stack examples with data.stack."
+        )
+    clients = check_client_axis(data, what, axis)
     if not concrete(data.active) or not concrete(data.counts):
         return clients
     check_active(data.active, clients)
     counts = np.asarray(data.counts)
-    capacity = named_leaves(data.examples)[0][1].shape[1]
+    name, first = named_leaves(data.examples)[0]
+    if first.ndim < 2:
+        raise InputError(
+            f"expected examples of shape [{axis}, examples, ...] in {what}; got {name}: "
+            f"{tuple(first.shape)}."
+        )
+    capacity = first.shape[1]
     outside = np.flatnonzero((counts < 0) | (counts > capacity))
     if outside.size:
         raise InputError(
-            f"expected example counts in 0..{capacity}, the padded length; got "
-            f"{counts[outside[0]]} for client {outside[0]}."
+            f"expected example counts in 0..{capacity}, the padded length, in {what}; got "
+            f"{counts[outside[0]]} for {axis[:-1]} {outside[0]}."
         )
-    if not np.any(np.asarray(data.active) & (counts > 0)):
-        raise InputError("expected at least one active client with examples; got none.")
     return clients
+
+
+def check_participants(data: Any) -> None:
+    check_cohort(data)
+    if concrete(data.active) and concrete(data.counts):
+        present = np.asarray(data.active) & (np.asarray(data.counts) > 0)
+        if not np.any(present):
+            raise InputError("expected at least one active client with examples; got none.")

@@ -13,6 +13,7 @@ from jaxtyping import Array
 
 from mixjax import _validate
 from mixjax.types import Active, Params, Updates, Weights
+from mixjax.types import wide as wide_dtype
 
 
 @runtime_checkable
@@ -36,7 +37,8 @@ def relative_weights(weights: Weights, active: Active | None = None) -> Weights:
     _validate.check_weights(weights, clients)
     active = _all_active(active, clients)
     weights = jnp.where(active, weights, 0).astype(jnp.float32)
-    return weights * (jnp.sum(active) / jnp.sum(weights))
+    _validate.check_weights(weights, clients)
+    return weights * (jnp.sum(active, dtype=jnp.float32) / jnp.sum(weights))
 
 
 def scale(updates: Updates, weights: Weights, active: Active | None = None) -> Updates:
@@ -50,7 +52,12 @@ def scale(updates: Updates, weights: Weights, active: Active | None = None) -> U
     clients = _validate.check_client_axis(updates)
     _validate.check_weights(weights, clients)
     factors = relative_weights(weights, active)
-    return jax.tree.map(lambda leaf: leaf * _on_rows(factors, leaf).astype(leaf.dtype), updates)
+    return jax.tree.map(
+        lambda leaf: (
+            leaf.astype(_float(leaf.dtype)) * _on_rows(factors, leaf).astype(_float(leaf.dtype))
+        ),
+        updates,
+    )
 
 
 def mean(updates: Updates, active: Active | None = None) -> Params:
@@ -64,7 +71,7 @@ def mean(updates: Updates, active: Active | None = None) -> Params:
     rows = _all_active(active, clients)
 
     def one(leaf: Array) -> Array:
-        wide = jnp.promote_types(leaf.dtype, jnp.float32)
+        wide = wide_dtype(leaf.dtype)
         kept = leaf if active is None else jnp.where(_on_rows(rows, leaf), leaf, 0)
         # a product with the mask: jnp.mean over the leading axis runs at a fiftieth of the
         # memory bandwidth on CPU
@@ -131,19 +138,19 @@ def krum(
     clients = _validate.check_client_axis(updates)
     active = _all_active(active, clients)
     _validate.check_krum(active, clients, byzantine, select)
-    gram = sum(
-        jnp.matmul(rows, rows.T, precision=jax.lax.Precision.HIGHEST)
-        for rows in (
-            jnp.where(active[:, None], leaf.reshape(clients, -1).astype(jnp.float32), 0)
-            for leaf in jax.tree.leaves(updates)
-        )
-    )
+    # distances to the mean first: a part common to all would drown the differences in rounding
+    center = mean(updates, active)
+    gram = jnp.zeros((clients, clients))
+    for leaf, middle in zip(jax.tree.leaves(updates), jax.tree.leaves(center), strict=True):
+        rows = leaf.astype(jnp.float32) - middle.astype(jnp.float32)[None]
+        rows = jnp.where(active[:, None], rows.reshape(clients, -1), 0)
+        gram += jnp.matmul(rows, rows.T, precision=jax.lax.Precision.HIGHEST)
     squares = jnp.diagonal(gram)
-    distances = jnp.maximum(squares[:, None] + squares - 2 * gram, 0)
-    usable = active[:, None] & active & ~jnp.eye(clients, dtype=bool)
+    distances = jnp.maximum(squares[:, None] + squares[None, :] - 2 * gram, 0)
+    usable = active[:, None] & active[None, :] & ~jnp.eye(clients, dtype=bool)
     nearest = jnp.sort(jnp.where(usable, distances, jnp.inf), axis=1)
     counted = jnp.arange(clients) < jnp.sum(active) - byzantine - 2
-    scores = jnp.sum(jnp.where(counted, nearest, 0), axis=1)
+    scores = jnp.sum(jnp.where(counted[None, :], nearest, 0), axis=1)
     order = jnp.argsort(jnp.where(active, scores, jnp.inf))
     chosen = jnp.zeros(clients, bool).at[order[:select]].set(True)
     return mean(updates, chosen & active)

@@ -76,24 +76,25 @@ def local_training(
         return jnp.sum(losses) / jnp.maximum(jnp.sum(real), 1).astype(losses.dtype)
 
     def train(key: PRNGKey, params: Params, data: ClientData) -> LocalResult:
+        _validate.check_key(key)
         capacity = _validate.check_client_axis(data.examples, "examples", axis="examples")
         size = min(batch_size, capacity)
         steps = -(-capacity // size)
 
-        def step(carry: tuple[Params, Any], index: Array) -> tuple[tuple[Params, Any], Array]:
+        def step(carry: tuple[Params, Any], index: Any) -> tuple[tuple[Params, Any], Array]:
             # a step without a real example must not move momentum or schedules either
             return jax.lax.cond(jnp.any(index[1]), learn, skip, carry, index)
 
-        def learn(carry: tuple[Params, Any], index: Array) -> tuple[tuple[Params, Any], Array]:
+        def learn(carry: tuple[Params, Any], index: Any) -> tuple[tuple[Params, Any], Array]:
             params, opt_state = carry
             rows, real, step_key = index
             batch = jax.tree.map(lambda leaf: leaf[rows], data.examples)
             loss, gradient = jax.value_and_grad(mean_loss)(params, batch, real, step_key)
             updates, opt_state = optimizer.update(gradient, opt_state, params)
-            total = loss.astype(jnp.float32) * jnp.sum(real)
+            total = loss.astype(jnp.float32) * jnp.sum(real).astype(jnp.float32)
             return (optax.apply_updates(params, updates), opt_state), total
 
-        def skip(carry: tuple[Params, Any], index: Array) -> tuple[tuple[Params, Any], Array]:
+        def skip(carry: tuple[Params, Any], index: Any) -> tuple[tuple[Params, Any], Array]:
             return carry, jnp.zeros(())
 
         def epoch(carry: tuple[Params, Any], key: PRNGKey) -> tuple[tuple[Params, Any], Array]:
@@ -111,7 +112,7 @@ def local_training(
         carry = (params, optimizer.init(params))
         (trained, _), losses = jax.lax.scan(epoch, carry, jax.random.split(key, epochs))
         update = jax.tree.map(jnp.subtract, trained, params)
-        return LocalResult(update, jnp.sum(losses) / (epochs * data.counts))
+        return LocalResult(update, jnp.sum(losses) / (epochs * data.counts).astype(jnp.float32))
 
     return train
 

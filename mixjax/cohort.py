@@ -21,7 +21,7 @@ from jaxtyping import PyTree
 from mixjax import _validate
 from mixjax.client import LocalTraining
 from mixjax.data import ClientData
-from mixjax.types import CLIENTS, Params, PRNGKey, Updates
+from mixjax.types import CLIENTS, Params, PRNGKey, Updates, wide
 
 Shared = TypeVar("Shared")
 Summand = TypeVar("Summand")
@@ -149,6 +149,7 @@ def run(
       `trained - params` for each client; zeros for inactive ones.
     """
     _validate.check_key(key)
+    _validate.check_cohort(data)
 
     def client_fn(shared: Any, client: ClientData) -> tuple[tuple[()], Params]:
         key, params = shared
@@ -179,7 +180,9 @@ def _sum_rows(stack: Any) -> Any:
 
 
 def _wide(dtype: Any) -> Any:
-    return jnp.promote_types(dtype, jnp.float32) if jnp.issubdtype(dtype, jnp.inexact) else dtype
+    if dtype == jnp.bool_:
+        return jnp.dtype(jnp.int32)
+    return wide(dtype) if jnp.issubdtype(dtype, jnp.inexact) else dtype
 
 
 def _bytes(tree: Any) -> int:

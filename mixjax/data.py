@@ -96,8 +96,11 @@ def stack(
     if not len(examples):
         raise _validate.InputError("expected at least one client to stack; got an empty cohort.")
     for client, tree in enumerate(examples):
-        _validate.check_client_axis(tree, f"the examples of client {client}", axis="examples")
+        _validate.check_client_axis(
+            tree, f"the examples of client {client}", axis="examples", allow_empty=True
+        )
         _validate.check_same_model(examples[0], tree, "client 0", f"client {client}")
+        _validate.check_same_dtypes(examples[0], tree, "client 0", f"client {client}")
     counts = [jax.tree.leaves(tree)[0].shape[0] for tree in examples]
     ids = range(len(examples)) if ids is None else ids
     if len(set(ids)) != len(examples):
@@ -126,7 +129,9 @@ def stack(
 
 def take(data: ClientData, rows: Any) -> ClientData:
     """The cohort of the given rows, in that order; ids travel along."""
-    return jax.tree.map(lambda leaf: leaf[jnp.asarray(rows)], data)
+    rows = np.asarray(rows)
+    _validate.check_attributes(rows, _validate.check_cohort(data), "rows of the cohort")
+    return jax.tree.map(lambda leaf: leaf[rows], data)
 
 
 def pad(data: ClientData, multiple: int) -> ClientData:
@@ -244,6 +249,9 @@ def preference_groups(
     """
     _check_partition(len(labels), clients)
     _validate.check_fraction(preferred, "preferred", 1.0 + 1e-9)
+    _validate.check_positive(per_client, "per_client", integer=True)
+    if not len(groups):
+        raise _validate.InputError("expected at least one group of classes; got none.")
     rng = np.random.default_rng(seed)
     of_client = np.arange(clients) % len(groups)
     classes = [list(groups[int(group)]) for group in of_client]

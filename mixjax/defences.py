@@ -8,10 +8,9 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from mixjax import _validate, mixing
-from mixjax.types import Params, PRNGKey, Scalar
+from mixjax.types import Params, PRNGKey, Scalar, wide
 
 
 @runtime_checkable
@@ -44,7 +43,10 @@ def clipped(norm: Scalar) -> Defence:
 
     def perturb(key: PRNGKey, update: Params) -> Params:
         del key
-        length = optax.tree.norm(update)
+        squares = [
+            jnp.sum(jnp.square(leaf.astype(wide(leaf.dtype)))) for leaf in jax.tree.leaves(update)
+        ]
+        length = jnp.sqrt(sum(squares, jnp.zeros(())))
         factor = jnp.where(length > norm, norm / jnp.where(length > norm, length, 1), 1)
         return jax.tree.map(lambda leaf: leaf * factor.astype(leaf.dtype), update)
 

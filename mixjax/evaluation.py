@@ -63,7 +63,7 @@ def balanced_accuracy(
     """
     guesses, truth, active = _aligned(guesses, truth, active)
     recalls = [_share(guesses == value, active & (truth == value)) for value in range(values)]
-    return np.nanmean(np.stack(recalls), axis=0)
+    return _mean_over_present(recalls)
 
 
 def set_level(
@@ -78,7 +78,7 @@ def set_level(
         )
         for value in range(values)
     )
-    return overlap / np.maximum(np.sum(active, axis=-1), 1)
+    return np.asarray(overlap / np.maximum(np.sum(active, axis=-1), 1))
 
 
 def unit_level(
@@ -96,6 +96,11 @@ def unit_level(
       `[..., units]`.
     """
     guessed, origins = guesses(unit_scores), np.asarray(origins)
+    if guessed.ndim < 2 or guessed.shape[-2:] != origins.shape[-2:]:
+        raise _validate.InputError(
+            f"expected unit_scores [..., slots, units, attributes] and origins [..., slots, "
+            f"units]; got shapes {np.shape(unit_scores)} and {origins.shape}."
+        )
     shape = np.broadcast_shapes(guessed.shape, origins.shape)
     truth = np.broadcast_to(np.asarray(truth)[..., None], shape)
     owners = np.take_along_axis(truth, np.broadcast_to(origins, shape), axis=-2)
@@ -118,6 +123,10 @@ def auc(scores: Values, truth: Values, active: Values | None = None) -> np.ndarr
       is ranked.
     """
     scores = np.asarray(scores, np.float64)
+    if scores.ndim < 2:
+        raise _validate.InputError(
+            f"expected scores of shape [..., clients, attributes]; got {scores.shape}."
+        )
     values = scores.shape[-1]
     if values == 2:
         margin = scores[..., 1] - scores[..., 0]
@@ -132,14 +141,14 @@ def auc(scores: Values, truth: Values, active: Values | None = None) -> np.ndarr
         pairs = own[..., :, None] & other[..., None, :]
         flat = (*wins.shape[:-2], -1)
         areas.append(_share(wins.reshape(flat), pairs.reshape(flat)))
-    return np.nanmean(np.stack(areas), axis=0)
+    return _mean_over_present(areas)
 
 
 def chance(truth: Values, active: Values | None = None) -> np.ndarray:
     """Accuracy of always guessing the commonest value among the active: `[...]`."""
     _, truth, active = _aligned(truth, truth, active)
     counts = [np.sum((truth == value) & active, axis=-1) for value in np.unique(truth)]
-    return np.max(np.stack(counts), axis=0) / np.maximum(np.sum(active, axis=-1), 1)
+    return np.asarray(np.max(np.stack(counts), axis=0) / np.maximum(np.sum(active, axis=-1), 1))
 
 
 def permuted_attribution(
@@ -189,6 +198,11 @@ def relink_rank(previous: Updates, current: Updates, units: units_lib.Units) -> 
       `[clients, units]`; 1 means that the nearest one is its own: the unit can be relinked.
     """
     distances = unit_distances(current, previous, units)
+    if distances.shape[0] != distances.shape[1]:
+        raise _validate.InputError(
+            f"expected the same clients in both rounds; got {distances.shape[1]} and "
+            f"{distances.shape[0]}."
+        )
     own = np.diagonal(distances).T
     return 1 + np.sum(distances < own[:, None], axis=1)
 
@@ -252,3 +266,9 @@ def _share(right: np.ndarray, counted: np.ndarray) -> np.ndarray:
     total = np.sum(counted, axis=-1)
     hits = np.sum(np.where(counted, right, 0), axis=-1)
     return np.where(total > 0, hits / np.maximum(total, 1), np.nan)
+
+
+def _mean_over_present(shares: list[np.ndarray]) -> np.ndarray:
+    stacked = np.stack(shares)
+    present = np.sum(~np.isnan(stacked), axis=0)
+    return np.where(present > 0, np.nansum(stacked, axis=0) / np.maximum(present, 1), np.nan)

@@ -68,11 +68,15 @@ class Record(NamedTuple):
 
 @runtime_checkable
 class Init(Protocol):
+    """Where a run starts."""
+
     def __call__(self, params: Params, /) -> FederationState: ...
 
 
 @runtime_checkable
 class Step(Protocol):
+    """One round."""
+
     def __call__(
         self, key: PRNGKey, state: FederationState, data: ClientData, /
     ) -> tuple[FederationState, Record]: ...
@@ -191,7 +195,7 @@ def fedavg(
         if stacked:
             mean = aggregate(forwarded, active)
         else:
-            mean = jax.tree.map(lambda leaf: leaf / jnp.maximum(count, 1), total)
+            mean = jax.tree.map(lambda leaf: leaf / jnp.maximum(count, 1).astype(leaf.dtype), total)
         gradient = jax.tree.map(lambda leaf, like: -leaf.astype(like.dtype), mean, probe.params)
         steps, opt_state = optimizer.update(gradient, state.opt_state, probe.params)
         params = optax.apply_updates(probe.params, steps)
@@ -215,7 +219,7 @@ def fedavg(
         return FederationState(params, opt_state, state.round + 1), record
 
     def check(state: FederationState, data: ClientData) -> None:
-        _validate.check_cohort(data)
+        _validate.check_participants(data)
         units = units_lib.partition(state.params, granularity)
         active = data.active & (data.counts > 0)
         # tracing it lets the mix see the concrete mask, and costs no draw

@@ -13,7 +13,7 @@ from jaxtyping import Array, Int
 
 from mixjax import _validate
 from mixjax import units as units_lib
-from mixjax.types import Active, Origins, PRNGKey, Updates
+from mixjax.types import Active, Origins, Params, PRNGKey, Updates
 
 
 @runtime_checkable
@@ -51,6 +51,7 @@ def shuffle() -> Mix:
     """
 
     def mix(key: PRNGKey, active: Active, units: int) -> Origins:
+        _validate.check_key(key)
         _validate.check_mixable(active, active.shape[0])
         origins = _permutation(key, active)
         return jnp.broadcast_to(origins[:, None], (active.shape[0], units))
@@ -67,6 +68,7 @@ def full_round() -> Mix:
     """
 
     def mix(key: PRNGKey, active: Active, units: int) -> Origins:
+        _validate.check_key(key)
         _validate.check_mixable(active, active.shape[0])
         keys = jax.random.split(key, units)
         return jax.vmap(_permutation, (0, None), out_axes=1)(keys, active)
@@ -84,6 +86,7 @@ def proxy(list_size: int) -> Mix:
     _validate.check_positive(list_size, "list_size", integer=True)
 
     def mix(key: PRNGKey, active: Active, units: int) -> Origins:
+        _validate.check_key(key)
         _validate.check_mixable(active, active.shape[0])
         order_key, stream_key = jax.random.split(key)
         clients = active.shape[0]
@@ -161,6 +164,7 @@ def apply(origins: Origins, updates: Updates, units: units_lib.Units) -> Updates
     """
     clients = _validate.check_client_axis(updates)
     _validate.check_origins(origins, clients, len(units.names))
+    _validate.check_partition(updates, [sum(s.stop - s.start for s in u) for u in units.segments])
     leaves, structure = jax.tree.flatten(updates)
 
     def gather(leaf: Array, segments: tuple[units_lib.Segment, ...]) -> Array:
@@ -215,6 +219,10 @@ def mix(
     _validate.check_mixable(active, clients)
     units = units_lib.partition(jax.eval_shape(_first, updates), granularity)
     method = full_round() if method is None else method
+    if not callable(method):
+        raise _validate.InputError(
+            f"expected a mix such as mixing.full_round() as method; got {method!r}."
+        )
     return apply(method(key, active, len(units.names)), updates, units)
 
 
@@ -229,7 +237,7 @@ def compose(first: Mix, second: Mix) -> Mix:
     return mix
 
 
-def _first(updates: Updates) -> Updates:
+def _first(updates: Updates) -> Params:
     return jax.tree.map(lambda leaf: leaf[0], updates)
 
 

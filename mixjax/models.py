@@ -28,7 +28,7 @@ class MLP(nn.Module):
 
 
 class SensorCNN(nn.Module):
-    """Two 1-D convolutions and three dense layers, on windows `[batch, time, channels]`.
+    """Two 1-D convolutions and two dense layers, on windows `[batch, time, channels]`.
 
     The first convolution has stride 2, the second is followed by max-pooling by 2.
 
@@ -41,7 +41,7 @@ class SensorCNN(nn.Module):
 
     classes: int
     features: tuple[int, int] = (16, 32)
-    hidden: Sequence[int] = (64, 32)
+    hidden: Sequence[int] = (64,)
     kernel: int = 5
 
     @nn.compact

@@ -13,6 +13,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
+from mixjax import _validate
+
 
 def conv_general_dilated(
     lhs: Array,
@@ -89,9 +91,13 @@ def _patches(
     ]
     slices = []
     for start in starts:
-        low = [index * step for index, step in zip(start, dilation, strict=True)]
+        # a window wider than its input leaves empty slices, as in lax
+        low = [
+            min(index * step, size)
+            for index, step, size in zip(start, dilation, inputs.shape[1:-1], strict=True)
+        ]
         high = [
-            first + size - span + 1
+            min(first + max(size - span + 1, 0), size)
             for first, size, span in zip(low, inputs.shape[1:-1], reach, strict=True)
         ]
         slices.append(
@@ -120,6 +126,7 @@ def avg_pool(inputs: Array, window: Sequence[int]) -> Array:
 
 def _blocks(inputs: Array, window: Sequence[int]) -> Array:
     spatial = inputs.shape[1:-1]
+    _validate.check_window(window, spatial)
     counts = [size // width for size, width in zip(spatial, window, strict=True)]
     ends = [count * width for count, width in zip(counts, window, strict=True)]
     trimmed = lax.slice(inputs, [0] * inputs.ndim, (inputs.shape[0], *ends, inputs.shape[-1]))

@@ -4,6 +4,7 @@ import os
 
 import jax
 
+from mixjax import _validate
 from mixjax.types import CLIENTS
 
 
@@ -12,7 +13,13 @@ def clients_mesh(devices: int | None = None) -> jax.sharding.Mesh:
 
     On CPU a process has one device unless told otherwise: see `use_host_devices`.
     """
-    chosen = jax.devices()[:devices]
+    present = jax.devices()
+    if devices is not None and not 1 <= devices <= len(present):
+        raise _validate.InputError(
+            f"expected 1 to {len(present)} devices, as many as JAX sees; got {devices}. On CPU "
+            "ask for more with sharding.use_host_devices(n) before JAX starts."
+        )
+    chosen = present[:devices]
     return jax.make_mesh(
         (len(chosen),), (CLIENTS,), axis_types=(jax.sharding.AxisType.Auto,), devices=chosen
     )

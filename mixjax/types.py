@@ -1,12 +1,23 @@
 """Type names used throughout, and the name of the client axis."""
 
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree, Shaped
+
+
+def wide(dtype: Any) -> Any:
+    """The dtype to sum in: floats of at least 32 bits as they are, float32 for the rest."""
+    inexact = jnp.issubdtype(dtype, jnp.inexact)
+    return dtype if inexact and jnp.dtype(dtype).itemsize >= 4 else jnp.dtype(jnp.float32)
+
 
 CLIENTS = "clients"
 """Name of the leading axis of stacked pytrees, and of the mesh axis that shards it."""
+
+ParamShapes: TypeAlias = PyTree[Shaped[Array, "..."] | Shaped[jax.ShapeDtypeStruct, "..."]]
+"""A model's parameters or their shapes."""
 
 PRNGKey: TypeAlias = Key[Array, ""]
 """One typed key, from `jax.random.key`."""

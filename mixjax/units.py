@@ -14,7 +14,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mixjax import _validate
-from mixjax.types import Directions, Params
+from mixjax.types import Directions, Params, ParamShapes
+from mixjax.types import wide as wide_dtype
 
 
 class Segment(NamedTuple):
@@ -55,7 +56,7 @@ def chunks(count: int) -> Chunks:
     return Chunks(count)
 
 
-def partition(params: Params, granularity: Granularity = "layer") -> Units:
+def partition(params: ParamShapes, granularity: Granularity = "layer") -> Units:
     """Cut a model into units.
 
     A layer is the leaves that share a parent (flax, haiku, equinox, nested dicts). Dotted names
@@ -77,28 +78,29 @@ def partition(params: Params, granularity: Granularity = "layer") -> Units:
     flat, _ = jax.tree_util.tree_flatten_with_path(params)
     if not flat:
         raise _validate.InputError("expected a model with parameters; got an empty pytree.")
+    _validate.check_arrays(params, "the model")
     paths = [_validate.path_names(path) for path, _ in flat]
     sizes = [math.prod(leaf.shape) for _, leaf in flat]
     if isinstance(granularity, Chunks):
         return _partition_chunks(granularity.count, sizes)
     if not callable(granularity):
         _validate.check_choice(granularity, GRANULARITIES, "granularity")
-    names = [_unit_name(path, granularity) for path in paths]
-    unique = tuple(dict.fromkeys(names))
+    owners = [_unit_path(path, granularity) for path in paths]
+    unique = list(dict.fromkeys(owners))
     if len(unique) == 1 and granularity != "model":
         raise _validate.InputError(
             f"expected at least two units under granularity {granularity!r}; the model comes out "
-            f"as one, {unique[0]!r}, so mixing would be a shuffle of whole updates. Pass "
+            f"as one, {'/'.join(unique[0])!r}, so mixing would be a shuffle of whole updates. Pass "
             "granularity='leaf', chunks(n) or a function from path to layer name, or "
             "granularity='model' if a shuffle is what you want."
         )
     segments = tuple(
-        (Segment(0, size, unique.index(name)),) for size, name in zip(sizes, names, strict=True)
+        (Segment(0, size, unique.index(owner)),) for size, owner in zip(sizes, owners, strict=True)
     )
-    return Units(unique, segments)
+    return Units(tuple("/".join(owner) for owner in unique), segments)
 
 
-def _unit_name(path: tuple[str, ...], granularity: Any) -> str:
+def _unit_path(path: tuple[str, ...], granularity: Any) -> tuple[str, ...]:
     if callable(granularity):
         name = granularity(path)
         if not isinstance(name, str):
@@ -106,13 +108,13 @@ def _unit_name(path: tuple[str, ...], granularity: Any) -> str:
                 f"expected the granularity function to return a layer name; got {name!r} for "
                 f"leaf {path}."
             )
-        return name
+        return (name,)
     if granularity == "model":
-        return "model"
+        return ("model",)
     parts = path[:-1] + tuple(path[-1].split(".")) if path else ("model",)
     if granularity == "layer" and len(parts) > 1:
         parts = parts[:-1]
-    return "/".join(parts)
+    return parts
 
 
 def _partition_chunks(count: int, sizes: list[int]) -> Units:
@@ -143,7 +145,7 @@ def parameter_counts(units: Units) -> dict[str, int]:
     return counts
 
 
-def describe(params: Params, granularity: Granularity = "layer") -> None:
+def describe(params: ParamShapes, granularity: Granularity = "layer") -> None:
     """Print the units, their leaves and parameter counts.
 
     >>> model = {"conv": {"kernel": jnp.zeros((3, 8)), "bias": jnp.zeros(8)},
@@ -195,7 +197,7 @@ def _reduce(units: Units, part: Callable[..., Array], update: Params, *others: A
     totals: list[Any] = [0.0] * len(units.names)
     trees = (jax.tree.map(jnp.ravel, update), *others)
     for *leaves, segments in zip(*map(jax.tree.leaves, trees), units.segments, strict=True):
-        wide = [leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)) for leaf in leaves]
+        wide = [leaf.astype(wide_dtype(leaf.dtype)) for leaf in leaves]
         for start, stop, unit in segments:
             totals[unit] += part(*(leaf[..., start:stop] for leaf in wide))
     return jnp.stack(totals)

@@ -19,6 +19,7 @@ from mixjax.client import LocalTraining
 from mixjax.data import ClientData
 from mixjax.observation import Observation, Statistics
 from mixjax.types import Directions, Params, PRNGKey, Updates
+from mixjax.types import wide as wide_dtype
 
 
 def scores(updates: Updates, directions: Directions) -> Float[Array, "clients attributes"]:
@@ -33,6 +34,7 @@ def scores(updates: Updates, directions: Directions) -> Float[Array, "clients at
       `S[slot, attribute]`; zero where either vector is zero. The guess is the argmax over
       attributes. Sum over rounds to accumulate.
     """
+    _validate.check_client_axis(directions, "directions", axis="attributes")
     whole = units_lib.partition(jax.tree.map(lambda leaf: leaf[0], directions), "model")
     return cosine(observation_lib.statistics(updates, directions, whole))
 
@@ -54,8 +56,14 @@ def unit_cosine(statistics: Statistics) -> Float[Array, "clients units attribute
 
 
 def _ratio(dots: Array, squares: Array, direction_squares: Array) -> Array:
-    lengths = jnp.sqrt(squares) * jnp.sqrt(direction_squares)
-    return jnp.where(lengths > 0, dots / jnp.where(lengths > 0, lengths, 1), 0)
+    squares = jnp.broadcast_to(squares, dots.shape)
+    direction_squares = jnp.broadcast_to(direction_squares, dots.shape)
+    usable = (squares > 0) & (direction_squares > 0)
+    # the root's gradient at zero is infinite: keep zeros out of it, not only out of the result
+    lengths = jnp.sqrt(jnp.where(usable, squares, 1)) * jnp.sqrt(
+        jnp.where(usable, direction_squares, 1)
+    )
+    return jnp.where(usable, dots / lengths, 0)
 
 
 def directions(
@@ -113,7 +121,7 @@ def active(auxiliary: ClientData, *, mesh: jax.sharding.Mesh | None = None) -> A
         offsets = directions(key, params, auxiliary, local, mesh=mesh)
         center = circumcenter(offsets)
         sent = jax.tree.map(lambda a, b: a + b.astype(a.dtype), params, center)
-        return Probe(sent, jax.tree.map(lambda row, mid: row - mid, offsets, center))
+        return Probe(sent, jax.tree.map(lambda row, mid: row - mid[None], offsets, center))
 
     return Attack(prepare, _score)
 
@@ -125,13 +133,17 @@ def circumcenter(points: Directions) -> Params:
     for two points the midpoint. Points must be affinely independent; of coinciding points the
     result is their mean.
     """
-    _validate.check_client_axis(points, "points", axis="attributes")
+    count = _validate.check_client_axis(points, "points", axis="attributes")
+    if count < 2:
+        raise _validate.InputError(
+            f"expected points of at least two attribute values; got {count}."
+        )
     first = jax.tree.map(lambda leaf: leaf[0], points)
     differences = jax.tree.map(lambda leaf: leaf[1:] - leaf[:1], points)
     gram = sum(
         jnp.matmul(rows, rows.T, precision=jax.lax.Precision.HIGHEST)
         for rows in (
-            leaf.reshape(leaf.shape[0], -1).astype(jnp.promote_types(leaf.dtype, jnp.float32))
+            leaf.reshape(leaf.shape[0], -1).astype(wide_dtype(leaf.dtype))
             for leaf in jax.tree.leaves(differences)
         )
     )

@@ -4,6 +4,7 @@ import hashlib
 import importlib.metadata
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -71,7 +72,7 @@ def _cut(series: np.ndarray, test_fraction: float) -> int:
     return round(len(series) * (1 - test_fraction))
 
 
-def _windows(recordings: list[tuple[np.ndarray, int]]) -> Examples:
+def _windows(recordings: list[tuple[np.ndarray, Any]]) -> Examples:
     windows, labels = [], []
     for series, label in recordings:
         for start in range(0, len(series) - WINDOW + 1, STRIDE):

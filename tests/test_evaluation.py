@@ -1,0 +1,290 @@
+"""Each metric against plain loops and cases small enough to check by hand."""
+
+from typing import Any
+
+import hypothesis
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+from hypothesis import strategies as st
+
+import mixjax as mx
+from mixjax import evaluation
+
+FEW = hypothesis.settings(max_examples=40, deadline=None)
+VALUES = 3
+
+
+def case(seed: int, clients: int = 7, leading: tuple[int, ...] = ()) -> Any:
+    rng = np.random.default_rng(seed)
+    guesses = rng.integers(0, VALUES, (*leading, clients))
+    truth = rng.integers(0, VALUES, clients)
+    active = rng.uniform(size=clients) < 0.7
+    active[:2] = True
+    return guesses, truth, active
+
+
+SEEDS = hypothesis.given(st.integers(0, 10**6))
+
+
+def test_a_case_by_hand() -> None:
+    guesses, truth = [0, 0, 1, 1, 2], [0, 1, 1, 1, 0]
+    active = [True, True, True, True, False]
+    assert evaluation.attribution(guesses, truth) == 3 / 5
+    assert evaluation.attribution(guesses, truth, active) == 3 / 4
+    assert evaluation.balanced_accuracy(guesses, truth, 3) == pytest.approx((1 / 2 + 2 / 3) / 2)
+    assert evaluation.set_level(guesses, truth, 3) == (2 + 2) / 5
+    assert evaluation.set_level(guesses, truth, 3, active) == (1 + 2) / 4
+    assert evaluation.chance(truth) == 3 / 5
+    assert evaluation.chance(truth, active) == 3 / 4
+    assert evaluation.permuted_attribution(guesses, truth, 3) == pytest.approx((2 * 2 + 2 * 3) / 25)
+
+
+def test_the_guess_is_the_highest_score() -> None:
+    scores = [[0.1, 0.3, 0.2], [0.5, 0.5, 0.0], [-1.0, -3.0, -0.5]]
+    np.testing.assert_array_equal(evaluation.guesses(scores), [1, 0, 2])
+    assert evaluation.guesses(np.zeros((2, 4, 5, 3))).shape == (2, 4, 5)
+
+
+@FEW
+@SEEDS
+def test_accuracies_equal_loops(seed: int) -> None:
+    guesses, truth, active = case(seed)
+    rows = np.flatnonzero(active)
+    right = [guesses[row] == truth[row] for row in rows]
+    assert evaluation.attribution(guesses, truth, active) == pytest.approx(np.mean(right))
+    recalls = [
+        np.mean([guesses[row] == value for row in rows if truth[row] == value])
+        for value in set(truth[rows].tolist())
+    ]
+    balanced = evaluation.balanced_accuracy(guesses, truth, VALUES, active)
+    assert balanced == pytest.approx(np.mean(recalls))
+    remaining, matched = truth[rows].tolist(), 0
+    for guess in guesses[rows]:
+        if guess in remaining:
+            remaining.remove(guess)
+            matched += 1
+    assert evaluation.set_level(guesses, truth, VALUES, active) == pytest.approx(
+        matched / len(rows)
+    )
+    commonest = max(np.sum(truth[rows] == value) for value in range(VALUES))
+    assert evaluation.chance(truth, active) == pytest.approx(commonest / len(rows))
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_leading_axes_are_runs_of_their_own(masked: bool) -> None:
+    guesses, truth, active = case(0, leading=(4, 5))
+    mask = active if masked else None
+    for metric in (
+        evaluation.attribution,
+        lambda g, t, a: evaluation.balanced_accuracy(g, t, VALUES, a),
+        lambda g, t, a: evaluation.set_level(g, t, VALUES, a),
+        lambda g, t, a: evaluation.permuted_attribution(g, t, VALUES, a),
+    ):
+        together = metric(guesses, truth, mask)
+        assert together.shape == (4, 5)
+        for run in np.ndindex(4, 5):
+            assert together[run] == pytest.approx(metric(guesses[run], truth, mask))
+
+
+@FEW
+@SEEDS
+def test_what_is_inactive_does_not_count(seed: int) -> None:
+    guesses, truth, active = case(seed)
+    other = np.where(active, guesses, (guesses + 1) % VALUES)
+    other_truth = np.where(active, truth, (truth + 2) % VALUES)
+    for metric in (evaluation.set_level, evaluation.balanced_accuracy):
+        assert metric(guesses, truth, VALUES, active) == metric(other, other_truth, VALUES, active)
+        small = metric(guesses[active], truth[active], VALUES)
+        assert metric(guesses, truth, VALUES, active) == pytest.approx(small)
+    assert evaluation.chance(truth, active) == evaluation.chance(other_truth, active)
+
+
+def test_nobody_active_gives_nan_without_a_warning() -> None:
+    guesses, truth, active = [0, 1], [0, 1], [False, False]
+    assert np.isnan(evaluation.attribution(guesses, truth, active))
+    assert np.isnan(evaluation.balanced_accuracy(guesses, truth, 2, active))
+    assert np.isnan(evaluation.auc(np.eye(2), truth, active))
+
+
+@FEW
+@SEEDS
+def test_the_set_level_is_invariant_under_permutations_of_slots(seed: int) -> None:
+    guesses, truth, _ = case(seed)
+    order = np.random.default_rng(seed + 1).permutation(len(guesses))
+    assert evaluation.set_level(guesses, truth, VALUES) == evaluation.set_level(
+        guesses[order], truth, VALUES
+    )
+
+
+def mann_whitney(own: np.ndarray, other: np.ndarray) -> float:
+    return scipy.stats.mannwhitneyu(own, other).statistic / (own.size * other.size)
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("ties", [False, True])
+def test_auc_of_two_values_is_that_of_mann_whitney(seed: int, ties: bool) -> None:
+    rng = np.random.default_rng(seed)
+    scores = rng.integers(0, 3, (12, 2)) if ties else rng.normal(size=(12, 2))
+    truth = np.arange(12) % 2
+    active = np.arange(12) < 9
+    margin = scores[:, 1] - scores[:, 0]
+    own, other = margin[active & (truth == 1)], margin[active & (truth == 0)]
+    assert evaluation.auc(scores, truth, active) == pytest.approx(mann_whitney(own, other))
+
+
+def test_auc_of_more_values_averages_one_against_the_rest() -> None:
+    rng = np.random.default_rng(0)
+    scores, truth = rng.normal(size=(4, 15, 3)), np.arange(15) % 3
+    areas = evaluation.auc(scores, truth)
+    assert areas.shape == (4,)
+    for run in range(4):
+        expected = [
+            mann_whitney(scores[run, truth == a, a], scores[run, truth != a, a]) for a in range(3)
+        ]
+        assert areas[run] == pytest.approx(np.mean(expected))
+
+
+def test_auc_ignores_a_value_that_nobody_has() -> None:
+    scores, truth = np.eye(4)[:3], np.array([0, 1, 2])
+    assert evaluation.auc(scores, truth) == 1
+    assert evaluation.auc(np.zeros((3, 4)), truth) == 0.5
+
+
+def random_statistics(seed: int, clients: int, units: int) -> mx.observation.Statistics:
+    keys = jax.random.split(jax.random.key(seed), 3)
+    return mx.observation.Statistics(
+        jax.random.normal(keys[0], (clients, units, VALUES)),
+        jax.random.uniform(keys[1], (clients, units)) + 1,
+        jax.random.uniform(keys[2], (units, VALUES)) + 1,
+    )
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_unit_level_is_bit_equal_under_any_mixing(seed: int) -> None:
+    clients, units = 6, 4
+    active = jnp.arange(clients) != 2
+    plain = random_statistics(seed, clients, units)
+    truth = np.random.default_rng(seed).integers(0, VALUES, clients)
+    keep = mx.mixing.keep()(jax.random.key(0), active, units)
+    unmixed = evaluation.unit_level(mx.attacks.sim.unit_cosine(plain), keep, truth, active)
+    assert unmixed.shape == (units,)
+    for mix in (mx.mixing.full_round(), mx.mixing.proxy(2), mx.mixing.shuffle()):
+        origins = mix(jax.random.key(seed), active, units)
+        mixed = mx.observation.mix_statistics(origins, plain)
+        level = evaluation.unit_level(mx.attacks.sim.unit_cosine(mixed), origins, truth, active)
+        np.testing.assert_array_equal(level, unmixed)
+
+
+def test_the_unit_level_equals_a_loop() -> None:
+    rng = np.random.default_rng(0)
+    scores = rng.normal(size=(2, 5, 3, VALUES))
+    origins = np.stack([np.stack([rng.permutation(5) for _ in range(3)], 1) for _ in range(2)])
+    truth, active = rng.integers(0, VALUES, 5), np.arange(5) != 1
+    level = evaluation.unit_level(scores, origins, truth, active)
+    for run in range(2):
+        for unit in range(3):
+            right = [
+                scores[run, slot, unit].argmax() == truth[origins[run, slot, unit]]
+                for slot in range(5)
+                if active[slot]
+            ]
+            assert level[run, unit] == pytest.approx(np.mean(right))
+
+
+def test_permuted_attribution_is_the_mean_over_permutations() -> None:
+    guesses, truth, active = case(3)
+    rng, draws = np.random.default_rng(0), 4000
+    rows = np.flatnonzero(active)
+    accuracies = [np.mean(guesses[rng.permutation(rows)] == truth[rows]) for _ in range(draws)]
+    expected = evaluation.permuted_attribution(guesses, truth, VALUES, active)
+    assert abs(np.mean(accuracies) - expected) < 4 * np.std(accuracies) / np.sqrt(draws)
+
+
+def test_wilson_is_its_formula() -> None:
+    z = scipy.stats.norm.ppf(0.975)
+    for successes, trials in [(0, 5), (14, 20), (3, 3), (1, 1), (50, 400)]:
+        share = successes / trials
+        center = (share + z**2 / (2 * trials)) / (1 + z**2 / trials)
+        half = z / (1 + z**2 / trials)
+        half *= np.sqrt(share * (1 - share) / trials + z**2 / (4 * trials**2))
+        expected = (max(center - half, 0), min(center + half, 1))
+        assert evaluation.wilson(successes, trials) == pytest.approx(expected, abs=1e-12)
+
+
+def test_bootstrap_covers_the_mean_about_as_often_as_it_says() -> None:
+    rng, runs, covered = np.random.default_rng(0), 400, 0
+    for _ in range(runs):
+        interval = evaluation.bootstrap(rng.exponential(size=30), resamples=400)
+        covered += interval.low <= 1 <= interval.high
+        assert interval.low <= interval.mean <= interval.high
+    # small skewed samples cover a little less than 95 %
+    assert 0.86 < covered / runs < 0.98
+
+
+def test_bootstrap_is_reproducible_and_counts_its_runs() -> None:
+    values = np.random.default_rng(1).normal(size=10)
+    assert evaluation.bootstrap(values) == evaluation.bootstrap(values)
+    assert evaluation.bootstrap(values).n == 10
+    assert evaluation.bootstrap(values).mean == pytest.approx(values.mean())
+
+
+def stacks() -> tuple[Any, Any, Any]:
+    rng = np.random.default_rng(0)
+
+    def one() -> Any:
+        return {
+            "a": {
+                "w": jnp.asarray(rng.normal(size=(5, 2, 3)), jnp.float32),
+                "b": jnp.asarray(rng.normal(size=(5, 3)), jnp.float32),
+            },
+            "c": {"w": jnp.asarray(rng.normal(size=(5, 4)), jnp.float32)},
+        }
+
+    first, second = one(), one()
+    second = jax.tree.map(lambda a, b: a + 2 * b, first, second)
+    return first, second, mx.units.partition(jax.tree.map(lambda leaf: leaf[0], first))
+
+
+def flat(stack: Any, unit: int) -> np.ndarray:
+    layer = stack[("a", "c")[unit]]
+    return np.concatenate(
+        [np.asarray(layer[n], np.float64).reshape(5, -1) for n in sorted(layer)], 1
+    )
+
+
+def test_distances_ranks_and_neighbours_equal_loops() -> None:
+    first, second, units = stacks()
+    distances = evaluation.unit_distances(first, second, units)
+    ranks = evaluation.relink_rank(first, second, units)
+    radii = [0.1, 0.8, 1.2, 1.6, 3.0]
+    near = evaluation.neighbours(first, units, radii)
+    assert (distances.shape, ranks.shape, near.shape) == ((5, 5, 2), (5, 2), (5, 2, 5))
+    for unit in range(2):
+        old, new = flat(first, unit), flat(second, unit)
+        scale = np.sqrt(np.mean([row @ row for row in old]))
+        for i in range(5):
+            for j in range(5):
+                expected = np.linalg.norm(old[i] - new[j])
+                np.testing.assert_allclose(distances[i, j, unit], expected, rtol=1e-6)
+            to_old = [np.linalg.norm(new[i] - row) for row in old]
+            assert ranks[i, unit] == 1 + sum(d < to_old[i] for d in to_old)
+            for place, radius in enumerate(radii):
+                others = [np.linalg.norm(old[i] - old[j]) for j in range(5) if j != i]
+                assert near[i, unit, place] == sum(d <= radius * scale for d in others)
+
+
+def test_an_unchanged_update_is_relinked_first() -> None:
+    first, _, units = stacks()
+    np.testing.assert_array_equal(evaluation.relink_rank(first, first, units), 1)
+    order = jnp.array([1, 2, 3, 4, 0])
+    moved = jax.tree.map(lambda leaf: leaf[order], first)
+    assert (evaluation.relink_rank(first, moved, units) > 1).all()
+
+
+@pytest.mark.parametrize(("successes", "trials"), [(1, 0), (-1, 3), (4, 3)])
+def test_wilson_refuses_impossible_counts(successes: int, trials: int) -> None:
+    with pytest.raises(mx.InputError, match=f"got {successes} of {trials}"):
+        evaluation.wilson(successes, trials)

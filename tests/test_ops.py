@@ -1,0 +1,171 @@
+"""Convolution and pooling against XLA's own."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+import mixjax as mx
+
+ONE = ("NHC", "HIO", "NHC")
+TWO = ("NHWC", "HWIO", "NHWC")
+
+
+def arrays(spatial: tuple[int, ...], window: tuple[int, ...], channels: int = 3) -> Any:
+    rng = np.random.default_rng(0)
+    inputs = rng.normal(size=(2, *spatial, channels)).astype(np.float32)
+    kernel = rng.normal(size=(*window, channels, 4)).astype(np.float32)
+    return jnp.asarray(inputs), jnp.asarray(kernel)
+
+
+CASES = [
+    ((11,), (3,), (1,), "SAME", (1,)),
+    ((11,), (5,), (2,), "SAME", (1,)),
+    ((10,), (4,), (3,), "VALID", (1,)),
+    ((10,), (3,), (2,), [(2, 1)], (2,)),
+    ((8, 7), (3, 3), (1, 1), "SAME", (1, 1)),
+    ((8, 7), (3, 2), (2, 1), "VALID", (1, 1)),
+    ((9, 8), (3, 2), (2, 3), "SAME", (2, 1)),
+    ((6, 5), (2, 3), (1, 2), [(1, 0), (2, 2)], (1, 2)),
+    ((5, 5), (1, 1), (2, 2), "VALID", (1, 1)),
+    ((4, 4), (3, 3), (1, 1), [(-1, 0), (0, 0)], (1, 1)),
+]
+
+
+@pytest.mark.parametrize(("spatial", "window", "strides", "padding", "dilation"), CASES)
+def test_values_and_gradients_equal_those_of_lax(
+    spatial: Any, window: Any, strides: Any, padding: Any, dilation: Any
+) -> None:
+    inputs, kernel = arrays(spatial, window)
+    options = {
+        "window_strides": strides,
+        "padding": padding,
+        "rhs_dilation": dilation,
+        "dimension_numbers": ONE if len(spatial) == 1 else TWO,
+    }
+    reference = lax.conv_general_dilated(inputs, kernel, **options)
+    weight = jnp.asarray(np.random.default_rng(1).normal(size=reference.shape), jnp.float32)
+
+    def gradients(convolution: Any) -> Any:
+        def loss(inputs: Any, kernel: Any) -> Any:
+            outputs = convolution(inputs, kernel, **options)
+            return jnp.sum(outputs * weight), outputs
+
+        return jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(inputs, kernel)
+
+    (_, own), own_gradients = gradients(mx.ops.conv_general_dilated)
+    _, expected_gradients = gradients(lax.conv_general_dilated)
+    np.testing.assert_allclose(own, reference, rtol=1e-5, atol=1e-5)
+    for one, other in zip(own_gradients, expected_gradients, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=2e-5)
+
+
+def test_a_tiny_convolution_equals_loops() -> None:
+    inputs, kernel = arrays((5,), (3,))
+    own = mx.ops.conv_general_dilated(inputs, kernel, (1,), "VALID", dimension_numbers=ONE)
+    for place in range(3):
+        expected = np.einsum("nkc,kcf->nf", inputs[:, place : place + 3], kernel)
+        np.testing.assert_allclose(own[:, place], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_window_wider_than_its_input_gives_an_empty_output_as_in_lax() -> None:
+    inputs, kernel = arrays((2,), (5,))
+    for convolution in (lax.conv_general_dilated, mx.ops.conv_general_dilated):
+        outputs = convolution(inputs, kernel, (1,), "VALID", dimension_numbers=ONE)
+        assert outputs.shape == (2, 0, 4)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"feature_group_count": 3},
+        {"lhs_dilation": (2, 2)},
+        {"batch_group_count": 2},
+        {"dimension_numbers": ("NCHW", "OIHW", "NCHW")},
+        {"dimension_numbers": None},
+    ],
+    ids=["grouped", "transposed", "batch groups", "channels first", "default layout"],
+)
+def test_other_convolutions_are_those_of_lax(options: dict[str, Any]) -> None:
+    rng = np.random.default_rng(0)
+    layout = options.get("dimension_numbers", TWO)
+    groups = options.get("feature_group_count", 1)
+    shapes = ((2, 6, 5, 3), (3, 3, 3 // groups, 6))
+    if layout != TWO:
+        shapes = ((2, 3, 6, 5), (6, 3, 3, 3))
+    inputs, kernel = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes)
+    call = {"window_strides": (1, 1), "padding": "VALID", "dimension_numbers": layout} | options
+    if "lhs_dilation" in options:
+        call["padding"] = [(1, 1), (1, 1)]
+    own = mx.ops.conv_general_dilated(inputs, kernel, **call)
+    np.testing.assert_array_equal(own, lax.conv_general_dilated(inputs, kernel, **call))
+
+
+def test_patches_are_used_on_cpu_and_lax_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs, kernel = arrays((8,), (3,))
+
+    def primitives() -> str:
+        return str(jax.make_jaxpr(
+            lambda a, b: mx.ops.conv_general_dilated(a, b, (1,), "SAME", dimension_numbers=ONE)
+        )(inputs, kernel))  # fmt: skip
+
+    assert "conv_general_dilated" not in primitives()
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert "conv_general_dilated" in primitives()
+
+
+def test_every_client_may_have_its_own_kernel() -> None:
+    inputs, _ = arrays((7, 6), (3, 3))
+    rng = np.random.default_rng(2)
+    kernels = jnp.asarray(rng.normal(size=(3, 3, 3, 3, 4)), jnp.float32)
+    stacked = jnp.stack([inputs, 2 * inputs, -inputs])
+
+    def convolution(inputs: Any, kernel: Any) -> Any:
+        return mx.ops.conv_general_dilated(inputs, kernel, (2, 1), "SAME", dimension_numbers=TWO)
+
+    mapped = jax.jit(jax.vmap(convolution))(stacked, kernels)
+    scanned = jax.lax.map(lambda pair: convolution(*pair), (stacked, kernels))
+    for row in range(3):
+        expected = lax.conv_general_dilated(
+            stacked[row], kernels[row], (2, 1), "SAME", dimension_numbers=TWO
+        )
+        np.testing.assert_allclose(mapped[row], expected, rtol=1e-5, atol=2e-5)
+        np.testing.assert_allclose(scanned[row], expected, rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("shape", "window"), [((2, 9, 3), (2,)), ((2, 6, 3), (3,)), ((2, 7, 9, 3), (2, 4))]
+)
+def test_pools_equal_reduce_window_and_drop_the_remainder(shape: Any, window: Any) -> None:
+    values = np.random.default_rng(0).permutation(np.prod(shape)).reshape(shape)
+    inputs = jnp.asarray(values, jnp.float32)
+    full = (1, *window, 1)
+    maxima = lax.reduce_window(inputs, -jnp.inf, lax.max, full, full, "VALID")
+    sums = lax.reduce_window(inputs, 0.0, lax.add, full, full, "VALID")
+    np.testing.assert_array_equal(mx.ops.max_pool(inputs, window), maxima)
+    np.testing.assert_allclose(
+        mx.ops.avg_pool(inputs, window), sums / np.float32(np.prod(window)), rtol=1e-6
+    )
+
+
+def test_the_gradient_of_a_tie_is_shared() -> None:
+    inputs = jnp.array([3.0, 3.0, 1.0, 2.0])[None, :, None]
+    gradient = jax.grad(lambda x: jnp.sum(mx.ops.max_pool(x, (2,))))(inputs)
+    np.testing.assert_array_equal(gradient.ravel(), [0.5, 0.5, 0, 1])
+    mean = jax.grad(lambda x: jnp.sum(mx.ops.avg_pool(x, (2,))))(inputs)
+    np.testing.assert_array_equal(mean.ravel(), [0.5] * 4)
+
+
+@pytest.mark.parametrize("padding", ["SAME", "VALID", "CIRCULAR", "CAUSAL", 1])
+def test_flax_takes_the_convolution_as_a_drop_in(padding: Any) -> None:
+    inputs, _ = arrays((9,), (3,))
+    plain = nn.Conv(4, (3,), 2, padding=padding)
+    ours = nn.Conv(4, (3,), 2, padding=padding, conv_general_dilated=mx.ops.conv_general_dilated)
+    params = plain.init(jax.random.key(0), inputs)
+    np.testing.assert_allclose(
+        ours.apply(params, inputs), plain.apply(params, inputs), rtol=1e-5, atol=1e-5
+    )

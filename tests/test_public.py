@@ -1,0 +1,104 @@
+"""The public surface is a list, and importing it stays light."""
+
+import importlib
+import inspect
+import subprocess
+import sys
+
+import pytest
+
+import mixjax as mx
+
+PUBLIC = [
+    "InputError",
+    "aggregation",
+    "attacks",
+    "client",
+    "cohort",
+    "data",
+    "datasets",
+    "defences",
+    "evaluation",
+    "federation",
+    "mix",
+    "mixing",
+    "models",
+    "observation",
+    "ops",
+    "sharding",
+    "types",
+    "units",
+]
+
+DEFINED = {
+    "aggregation": "Aggregation coordinate_median krum mean relative_weights scale trimmed_mean",
+    "attacks": "",
+    "attacks.base": "Attack Prepare Probe Score",
+    "attacks.sim": "active circumcenter cosine directions passive scores unit_cosine",
+    "client": "LocalResult LocalTraining LossFn local_training",
+    "cohort": "client_key default_chunk_size fold run zero_unless",
+    "data": "Attribute ClientData Dataset Examples dirichlet iid pad pool preference_groups stack "
+    "take unstack",
+    "datasets": "",
+    "datasets.watch": "watch",
+    "defences": "Defence Perturb clipped combine mixnn noisy_gradient none shuffle",
+    "evaluation": "Interval attribution auc balanced_accuracy bootstrap chance guesses neighbours "
+    "permuted_attribution relink_rank set_level unit_distances unit_level wilson",
+    "federation": "Federation FederationState Init Record Step Truth fedavg run",
+    "mixing": "Mix apply compose full_round keep mix proxy shuffle stream",
+    "models": "ImageCNN MLP SensorCNN",
+    "observation": "Observation Statistics direction_squared_norms mix_statistics statistics",
+    "ops": "avg_pool conv_general_dilated max_pool",
+    "sharding": "clients_mesh use_host_devices",
+    "types": "wide",
+    "units": "Chunks Segment Units chunks describe dots parameter_counts partition squared_norms",
+}
+
+
+def test_the_public_names_are_these() -> None:
+    assert mx.__all__ == PUBLIC
+    for name in PUBLIC:
+        assert getattr(mx, name) is not None
+
+
+@pytest.mark.parametrize("module", DEFINED)
+def test_each_module_defines_these(module: str) -> None:
+    loaded = importlib.import_module(f"mixjax.{module}")
+    defined = [
+        name
+        for name, value in vars(loaded).items()
+        if not name.startswith("_")
+        and (inspect.isfunction(value) or inspect.isclass(value))
+        and value.__module__ == loaded.__name__
+    ]
+    assert sorted(defined) == DEFINED[module].split()
+
+
+@pytest.mark.parametrize("module", DEFINED)
+def test_everything_public_is_documented(module: str) -> None:
+    loaded = importlib.import_module(f"mixjax.{module}")
+    assert loaded.__doc__
+    docs = {name: getattr(loaded, name).__doc__ or "" for name in DEFINED[module].split()}
+    # a NamedTuple or flax module without a docstring gets its signature for one
+    assert [name for name, doc in docs.items() if not doc or doc.startswith(f"{name}(")] == []
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        mx.nonsense  # noqa: B018
+
+
+def test_importing_mixjax_is_light_and_models_are_loaded_when_asked_for() -> None:
+    program = """
+import sys
+import mixjax
+heavy = {"tensorflow", "tensorflow_datasets", "matplotlib", "flax", "seglearn", "torch", "sklearn"}
+loaded = heavy & set(sys.modules)
+assert not loaded, loaded
+mixjax.models.MLP
+assert "flax" in sys.modules
+mixjax.datasets.watch
+assert not (heavy - {"flax"}) & set(sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -187,11 +187,9 @@ def run_job(
     units = training.units(setting, split)
     fresh = []
     for index, case in enumerate(job.cases):
-        mix = None if job.mixed else case.mix()
         mixed = record
-        if mix is not None:
-            mixed = metrics.mix_record(jax.random.fold_in(proxy_key, index), record, mix)
-            mixed = mixed._replace(observation=mixed.observation._replace(updates=None))
+        if not job.mixed:
+            mixed = metrics.mix_record(jax.random.fold_in(proxy_key, index), record, case)
         values = len(dataset.attribute.values)
         fresh += metrics.rows(case, seed, mixed, split.truth, values, units)
     return fresh

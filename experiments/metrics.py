@@ -1,9 +1,9 @@
 """From a trajectory's records to one JSON-ready row a round, for every mixing."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 import mixjax as mx
@@ -40,23 +40,34 @@ class Case(NamedTuple):
         return None
 
 
-def mix_record(
-    key: jax.Array, record: mx.federation.Record, mix: mx.mixing.Mix
-) -> mx.federation.Record:
-    """The record of the same trajectory behind another proxy: fresh origins for each round."""
+def mix_record(key: jax.Array, record: mx.federation.Record, case: Case) -> mx.federation.Record:
+    """The record of the same trajectory behind the case's proxy: fresh origins each round."""
+    if case.mix() is None:
+        return record
     own = record.truth.statistics
     assert own is not None
-    active = jnp.asarray(record.observation.active)
+    seen, origins = jax.device_get(_mix_rounds(key, record.observation.active, own, case))
+    # the updates that the record may keep are the unmixed ones
+    return record._replace(
+        observation=record.observation._replace(statistics=seen, updates=None),
+        truth=record.truth._replace(origins=origins),
+    )
+
+
+@functools.partial(jax.jit, static_argnames="case")
+def _mix_rounds(
+    key: jax.Array, active: jax.Array, own: mx.observation.Statistics, case: Case
+) -> tuple[mx.observation.Statistics, jax.Array]:
+    mix = case.mix()
+    assert mix is not None
     keys = jax.random.split(key, active.shape[0])
     units = own.squared_norms.shape[-1]
     origins = jax.vmap(lambda key, active: mix(key, active, units))(keys, active)
-    seen = jax.vmap(mx.observation.mix_statistics)(origins, jax.tree.map(jnp.asarray, own))
-    return jax.device_get(
-        record._replace(
-            observation=record.observation._replace(statistics=seen),
-            truth=record.truth._replace(origins=origins),
-        )
-    )
+    return jax.vmap(mx.observation.mix_statistics)(origins, own), origins
+
+
+_cosine = jax.jit(jax.vmap(sim.cosine))
+_unit_cosine = jax.jit(jax.vmap(sim.unit_cosine))
 
 
 def rows(
@@ -89,12 +100,12 @@ def rows(
         part = mx.observation.Statistics(
             dots[..., columns], squares, seen.direction_squared_norms[..., columns]
         )
-        by_level.append(jax.vmap(sim.cosine)(part))
+        by_level.append(_cosine(part))
     scores = np.asarray(by_level[-1])
     accumulated = np.cumsum(scores, axis=0)
     guesses = mx.evaluation.guesses(scores)
     per_unit = mx.evaluation.unit_level(
-        jax.vmap(sim.unit_cosine)(part), record.truth.origins[:, :clients], truth
+        _unit_cosine(part), record.truth.origins[:, :clients], truth
     )
     background = [
         mx.evaluation.attribution(mx.evaluation.guesses(np.cumsum(level, axis=0)), truth)

@@ -287,6 +287,9 @@ def check_cohort(data: Any, what: str = "the cohort", axis: str = "clients") -> 
         return clients
     check_active(data.active, clients)
     counts = np.asarray(data.counts)
+    if not named_leaves(data.examples):
+        # streamed: the examples are made where they are used
+        return clients
     name, first = named_leaves(data.examples)[0]
     if first.ndim < 2:
         raise InputError(

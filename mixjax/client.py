@@ -1,5 +1,6 @@
 """Local training of one client. Cohorts map it over the client axis; see `cohort`."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -113,6 +114,28 @@ def local_training(
         (trained, _), losses = jax.lax.scan(epoch, carry, jax.random.split(key, epochs))
         update = jax.tree.map(jnp.subtract, trained, params)
         return LocalResult(update, jnp.sum(losses) / (epochs * data.counts).astype(jnp.float32))
+
+    return train
+
+
+def streamed(
+    local: LocalTraining, examples_fn: Callable[[Int[Array, ""]], PyTree[Any]]
+) -> LocalTraining:
+    """Local training on examples that are made where they are used, one client at a time.
+
+    For cohorts whose data does not fit in memory: pass `ClientData` with `examples=()`, and
+    only a chunk of clients' examples exists at any time.
+
+    Args:
+      local: local training of one client.
+      examples_fn: `client_id -> examples`, traced: it generates them or indexes an array.
+
+    Returns:
+      Local training that ignores `data.examples`.
+    """
+
+    def train(key: PRNGKey, params: Params, data: ClientData) -> LocalResult:
+        return local(key, params, data._replace(examples=examples_fn(data.ids)))
 
     return train
 

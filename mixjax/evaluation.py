@@ -10,16 +10,21 @@ questions; each stands next to the chance level, which is the share of the commo
   alone? No permutation changes it.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import scipy.spatial
 import scipy.stats
+from jaxtyping import Array
 
-from mixjax import _validate
+from mixjax import _validate, mixing
 from mixjax import units as units_lib
-from mixjax.types import Updates
+from mixjax.attacks import sim
+from mixjax.observation import Statistics, mix_statistics
+from mixjax.types import PRNGKey, Updates
 
 Values = Any
 """Array-likes of leading axes such as seeds and rounds; guesses and truths end in clients."""
@@ -214,6 +219,60 @@ def _unit_rows(updates: Updates, units: units_lib.Units) -> list[np.ndarray]:
         for start, stop, unit in segments:
             parts[unit].append(rows[:, start:stop])
     return [np.concatenate(part, axis=1) for part in parts]
+
+
+def attribution_over_draws(
+    key: PRNGKey,
+    statistics: Statistics,
+    truth: Values,
+    mix: mixing.Mix,
+    active: Values | None = None,
+    *,
+    draws: int,
+) -> np.ndarray:
+    """Attribution of passive ∇Sim under many draws of a mixing of one round, on the device.
+
+    Args:
+      key: of the draws.
+      statistics: of the round's updates before mixing.
+      truth: `[clients]`.
+      mix: the distribution of origins. Build it once: each is compiled anew.
+      active: `[clients]`; all by default.
+      draws: how many.
+
+    Returns:
+      `[draws]`. Their mean estimates the expected attribution; divide their deviation by the
+      root of `draws` for its standard error.
+    """
+    _validate.check_key(key)
+    _validate.check_positive(draws, "draws", integer=True)
+    clients = statistics.squared_norms.shape[0]
+    present = np.ones(clients, bool) if active is None else np.asarray(active)
+    if np.shape(truth) != (clients,) or present.shape != (clients,):
+        raise _validate.InputError(
+            f"expected truth and active of shape [{clients}], one for each client; got "
+            f"{np.shape(truth)} and {present.shape}."
+        )
+    arrays = (jnp.asarray(truth), jnp.asarray(present))
+    return np.asarray(_attribution_over_draws(key, statistics, *arrays, mix, draws))
+
+
+@functools.partial(jax.jit, static_argnames=("mix", "draws"))
+def _attribution_over_draws(
+    key: PRNGKey,
+    statistics: Statistics,
+    truth: Array,
+    active: Array,
+    mix: mixing.Mix,
+    draws: int,
+) -> Array:
+    def one(draw: Array) -> Array:
+        origins = mix(jax.random.fold_in(key, draw), active, statistics.squared_norms.shape[-1])
+        scores = sim.cosine(mix_statistics(origins, statistics))
+        right = (jnp.argmax(scores, axis=-1) == truth) & active
+        return jnp.sum(right) / jnp.sum(active)
+
+    return jax.lax.map(one, jnp.arange(draws))
 
 
 def wilson(successes: int, trials: int, confidence: float = 0.95) -> tuple[float, float]:

@@ -255,6 +255,7 @@ def _active_first(active: Active) -> Int[Array, " clients"]:
 def _sort_clients(key: PRNGKey, active: Active) -> Int[Array, " clients"]:
     """Active rows in uniformly random order, then the inactive ones in ascending order."""
     # 64 random bits a row: with 32, ties would bend the law from some ten thousand clients on
-    high, low = jnp.where(active, jax.random.bits(key, (2, *active.shape)), 0)
+    last = jnp.iinfo(jnp.uint32).max
+    high, low = jnp.where(active, jax.random.bits(key, (2, *active.shape)), jnp.uint32(last))
     rows = jnp.arange(active.shape[0])
-    return jax.lax.sort((~active, high, low, rows), num_keys=3)[3]
+    return jax.lax.sort((high, low, rows), num_keys=2)[2]

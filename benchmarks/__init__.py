@@ -1,0 +1,1 @@
+"""Cost against participants, and against peers: `python -m benchmarks.NAME`."""

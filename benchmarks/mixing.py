@@ -1,0 +1,60 @@
+"""Materialized mixing and the mean over clients, against memory traffic of the same bytes."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import mixjax as mx
+from benchmarks import timing, workloads
+
+
+def stacked(workload: str, clients: int) -> Any:
+    """Updates of a cohort."""
+    params = workloads.initial(workload)
+    return jax.tree.map(lambda leaf: jnp.ones((clients, *leaf.shape)) * leaf[None], params)
+
+
+def passes(updates: Any) -> dict[str, Callable[[], Any]]:
+    """Mixing and mean, and the plain memory traffic they are held against."""
+    clients = jax.tree.leaves(updates)[0].shape[0]
+    units = mx.units.partition(jax.tree.map(lambda leaf: leaf[0], updates))
+    origins = mx.mixing.full_round()(jax.random.key(0), jnp.ones(clients, bool), len(units.names))
+    host = [np.array(leaf) for leaf in jax.tree.leaves(updates)]
+    targets = [np.empty_like(leaf) for leaf in host]
+
+    def copy() -> None:
+        for target, leaf in zip(targets, host, strict=True):
+            np.copyto(target, leaf)
+
+    mix = jax.jit(lambda origins, updates: mx.mixing.apply(origins, updates, units))
+    mean = jax.jit(mx.aggregation.mean)
+    return {
+        "memcpy": copy,
+        "read": lambda: [np.max(leaf) for leaf in host],
+        "mix": lambda: mix(origins, updates),
+        "mean": lambda: mean(updates),
+    }
+
+
+def main() -> None:
+    """Print and save a line for each workload."""
+    records = []
+    for workload, clients in (("cnn", 200), ("mlp", 2000)):
+        updates = stacked(workload, clients)
+        size = sum(leaf.nbytes for leaf in jax.tree.leaves(updates))
+        seconds = timing.alternate(passes(updates))
+        rates = ", ".join(f"{name} {size / value / 1e9:.1f}" for name, value in seconds.items())
+        print(f"{workload}, {clients} clients, {size / 1e6:.0f} MB, GB/s: {rates}")
+        print(
+            f"  mixing at {seconds['memcpy'] / seconds['mix']:.0%} of memcpy, "
+            f"mean at {seconds['read'] / seconds['mean']:.0%} of a read (NumPy's max)"
+        )
+        records.append({"workload": workload, "clients": clients, "bytes": size} | seconds)
+    timing.save("mixing", records)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""The two workloads that every simulator runs, and this engine's rounds of them.
+
+cnn: 64 images 32x32x3 a client, conv 32, pool, conv 64, pool, dense 128, dense 10; 2 steps of 32.
+mlp: 64 sensor windows of 300 numbers a client, 300-128-64-4; 4 steps of 16. Both: SGD 0.05.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import linen as nn
+
+import mixjax as mx
+
+SAMPLES = 64
+BATCH = {"cnn": 32, "mlp": 16}
+CLASSES = {"cnn": 10, "mlp": 4}
+SHAPE = {"cnn": (32, 32, 3), "mlp": (300,)}
+POOL = {"cnn": 128, "mlp": 1024}
+LEARNING_RATE = 0.05
+ATTRIBUTES = 2
+
+
+def model(workload: str) -> nn.Module:
+    """The workload's network."""
+    if workload == "cnn":
+        return mx.models.ImageCNN(classes=10, hidden=(128,))
+    return mx.models.MLP(classes=4, hidden=(128, 64))
+
+
+def arrays(workload: str, clients: int, seed: int = 0) -> mx.data.Examples:
+    """Random examples `[clients, 64, ...]`, as every peer gets them."""
+    rng = np.random.default_rng(seed)
+    shape = (clients, SAMPLES, *SHAPE[workload])
+    inputs = rng.standard_normal(shape, dtype=np.float32)
+    labels = rng.integers(0, CLASSES[workload], (clients, SAMPLES)).astype(np.int32)
+    return mx.data.Examples(inputs, labels)
+
+
+def cohort(workload: str, clients: int) -> tuple[mx.data.ClientData, mx.data.Examples]:
+    """A cohort without examples, and the pool from which client i takes row i modulo its size."""
+    pool = arrays(workload, min(clients, POOL[workload]))
+    data = mx.data.ClientData(
+        examples=(),
+        counts=jnp.full(clients, SAMPLES, jnp.int32),
+        ids=jnp.arange(clients, dtype=jnp.int32),
+        active=jnp.ones(clients, bool),
+    )
+    return data, pool
+
+
+def loss_fn(workload: str) -> mx.client.LossFn:
+    """Cross entropy of each example."""
+    network = model(workload)
+
+    def loss(params: Any, batch: mx.data.Examples, key: jax.Array) -> jax.Array:
+        del key
+        logits: Any = network.apply({"params": params}, batch.inputs)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
+
+    return loss
+
+
+def initial(workload: str) -> Any:
+    """The first model."""
+    example = jnp.zeros((1, *SHAPE[workload]))
+    return model(workload).init(jax.random.key(0), example)["params"]
+
+
+def federation(
+    workload: str, pool: mx.data.Examples, *, attacked: bool, mesh: jax.sharding.Mesh | None
+) -> mx.federation.Federation:
+    """FedAvg of the workload, plain or with MixNN and passive ∇Sim."""
+    rows = pool.labels.shape[0]
+    local = mx.client.streamed(
+        mx.client.local_training(
+            loss_fn(workload), optax.sgd(LEARNING_RATE), batch_size=BATCH[workload]
+        ),
+        lambda client_id: jax.tree.map(lambda leaf: leaf[client_id % rows], pool),
+    )
+    if not attacked:
+        return mx.federation.fedavg(local, mesh=mesh)
+    auxiliary = mx.data.ClientData(
+        examples=(),
+        counts=jnp.full(ATTRIBUTES, SAMPLES, jnp.int32),
+        ids=jnp.arange(ATTRIBUTES, dtype=jnp.int32),
+        active=jnp.ones(ATTRIBUTES, bool),
+    )
+    return mx.federation.fedavg(
+        local,
+        defence=mx.defences.mixnn(),
+        attack=mx.attacks.sim.passive(auxiliary, mesh=mesh),
+        mesh=mesh,
+    )

@@ -41,6 +41,7 @@ def passes(updates: Any) -> dict[str, Callable[[], Any]]:
 
 def main() -> None:
     """Print and save a line for each workload."""
+    timing.keep_freed_memory()
     records = []
     for workload, clients in (("cnn", 200), ("mlp", 2000)):
         updates = stacked(workload, clients)

@@ -41,8 +41,9 @@ def measure(workload: str, clients: int, rounds: int, attacked: bool) -> dict[st
     import optax
 
     import mixjax as mx
-    from benchmarks import workloads
+    from benchmarks import timing, workloads
 
+    timing.keep_freed_memory()
     mx.sharding.use_host_devices()
     mesh = mx.sharding.clients_mesh()
     if clients % mesh.size:

@@ -7,7 +7,6 @@ All programs, ours included, tell the allocator to keep freed memory (peer_progr
 """
 
 import argparse
-import ctypes
 import json
 import statistics
 import subprocess
@@ -23,14 +22,6 @@ PEERS = ("torch", "blazefl", "pfl", "fedjax", "flower", "drjax", "drjax_plain")
 EXTRA_PIP = {"blazefl": ["--ignore-requires-python"]}
 # a round of grouped convolutions takes minutes beyond this
 LARGEST = {("drjax_plain", "cnn"): 20}
-
-
-def keep_freed_memory() -> None:
-    """The allocator setting of the peer programs, for ours."""
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):
-        libc.mallopt(-3, 1 << 30)
-        libc.mallopt(-1, 2**31 - 1)
 
 
 def install(peer: str) -> str | None:
@@ -56,9 +47,7 @@ def run(peer: str, options: argparse.Namespace) -> dict[str, Any]:
     arguments = ["--workload", options.workload, "--clients", str(options.clients)]
     arguments += ["--rounds", str(options.rounds)]
     if peer == "mixjax":
-        own = "import benchmarks.peers as p; p.keep_freed_memory()\n"
-        own += "import sys, benchmarks.participants as b; sys.argv[1:] = ARGUMENTS; b.main()"
-        command = [sys.executable, "-c", own.replace("ARGUMENTS", repr(arguments))]
+        command = [sys.executable, "-m", "benchmarks.participants", *arguments]
         folder = HERE.parent
     else:
         command = [str(VENVS / peer / "bin/python"), f"peer_{peer}.py", *arguments]

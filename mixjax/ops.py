@@ -4,7 +4,8 @@
 back end runs an order of magnitude slower than patches times a matrix (benchmarks/convolution.py).
 """
 
-import math
+import functools
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -85,38 +86,67 @@ def _patches(
     """`[batch, *out, window * channels]`: shifted, strided slices side by side."""
     zero = jnp.zeros((), inputs.dtype)
     inputs = lax.pad(inputs, zero, [(0, 0, 0), *((*pads, 0) for pads in padding), (0, 0, 0)])
-    starts = [
-        [offset // math.prod(window[axis + 1 :]) % window[axis] for axis in range(len(window))]
-        for offset in range(math.prod(window))
-    ]
-    slices = []
-    for start in starts:
-        # a window wider than its input leaves empty slices, as in lax
-        low = [
-            min(index * step, size)
-            for index, step, size in zip(start, dilation, inputs.shape[1:-1], strict=True)
-        ]
-        high = [
-            min(first + max(size - span + 1, 0), size)
-            for first, size, span in zip(low, inputs.shape[1:-1], reach, strict=True)
-        ]
-        slices.append(
-            lax.slice(
-                inputs,
-                (0, *low, 0),
-                (inputs.shape[0], *high, inputs.shape[-1]),
-                (1, *strides, 1),
-            )
+    # one axis after the other, last first: two copies of longer runs beat one of short ones
+    for axis in reversed(range(len(window))):
+        size = max(inputs.shape[axis + 1] - reach[axis] + 1, 0)
+        inputs = jnp.concatenate(
+            [
+                _slice_axis(
+                    inputs,
+                    axis + 1,
+                    min(tap * dilation[axis], inputs.shape[axis + 1]),
+                    size,
+                    strides[axis],
+                )
+                for tap in range(window[axis])
+            ],
+            axis=-1,
         )
-    return jnp.concatenate(slices, axis=-1)
+    return inputs
+
+
+def _slice_axis(inputs: Array, axis: int, start: int, size: int, stride: int) -> Array:
+    stop = min(start + size, inputs.shape[axis])
+    return lax.slice_in_dim(inputs, start, stop, stride, axis)
 
 
 def max_pool(inputs: Array, window: Sequence[int]) -> Array:
     """Non-overlapping max-pooling of `[batch, *spatial, channels]`; a remainder is dropped.
 
-    The gradient goes to every maximum in equal parts, where `lax.reduce_window` picks the first.
+    Values and gradients are those of `lax.reduce_window`: of equal maxima the first gets all.
     """
-    return _blocks(inputs, window).max(axis=tuple(range(2, 2 * len(window) + 1, 2)))
+    blocks = _blocks(inputs, window)
+    return _max_of(
+        tuple(blocks[_offset(place)] for place in itertools.product(*map(range, window)))
+    )
+
+
+def _offset(place: tuple[int, ...]) -> tuple[Any, ...]:
+    return (slice(None), *(part for index in place for part in (slice(None), index)))
+
+
+@jax.custom_vjp
+def _max_of(parts: tuple[Array, ...]) -> Array:
+    """The elementwise maximum of equally shaped arrays."""
+    return functools.reduce(jnp.maximum, parts)
+
+
+def _max_of_forward(parts: tuple[Array, ...]) -> tuple[Array, tuple[Array, int]]:
+    index_type = jnp.int8 if len(parts) < 128 else jnp.int32
+    best, first = parts[0], jnp.zeros(parts[0].shape, index_type)
+    for index, part in enumerate(parts[1:], 1):
+        first = jnp.where(part > best, index_type(index), first)
+        best = jnp.maximum(best, part)
+    return best, (first, len(parts))
+
+
+def _max_of_backward(residual: Any, gradient: Array) -> tuple[tuple[Array, ...]]:
+    first, count = residual
+    zero = jnp.zeros((), gradient.dtype)
+    return (tuple(jnp.where(first == index, gradient, zero) for index in range(count)),)
+
+
+_max_of.defvjp(_max_of_forward, _max_of_backward)
 
 
 def avg_pool(inputs: Array, window: Sequence[int]) -> Array:

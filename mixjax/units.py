@@ -185,7 +185,10 @@ def dots(units: Units, update: Params, directions: Directions) -> Float[Array, "
 
 def squared_norms(units: Units, update: Params) -> Float[Array, " units"]:
     """Squared Euclidean norm of each unit of one update; squares and sums at least float32."""
-    return _reduce(units, lambda flat: jnp.sum(jnp.square(flat)), update)
+    # a product: XLA's CPU back end sums an axis one element after the other
+    return _reduce(
+        units, lambda flat: jnp.vdot(flat, flat, precision=jax.lax.Precision.HIGHEST), update
+    )
 
 
 def _as_rows(leaf: Array) -> Array:

@@ -152,10 +152,26 @@ def test_pools_equal_reduce_window_and_drop_the_remainder(shape: Any, window: An
     )
 
 
-def test_the_gradient_of_a_tie_is_shared() -> None:
+def test_ties_have_the_gradient_of_reduce_window() -> None:
+    inputs = jnp.round(2 * jax.random.normal(jax.random.key(0), (2, 6, 9, 3)))
+    cotangent = jax.random.normal(jax.random.key(1), (2, 3, 3, 3))
+
+    def of(pool: Any) -> Any:
+        return jax.grad(lambda x: jnp.sum(pool(x) * cotangent))(inputs)
+
+    window = (1, 2, 3, 1)
+    theirs = of(lambda x: lax.reduce_window(x, -jnp.inf, lax.max, window, window, "VALID"))
+    np.testing.assert_array_equal(of(lambda x: mx.ops.max_pool(x, (2, 3))), theirs)
+
+
+def test_a_window_of_many_elements_still_finds_its_maximum() -> None:
+    inputs = jnp.arange(300.0)[None, :, None]
+    gradient = jax.grad(lambda x: jnp.sum(mx.ops.max_pool(x, (150,))))(inputs)
+    np.testing.assert_array_equal(jnp.flatnonzero(gradient.ravel()), [149, 299])
+
+
+def test_the_mean_shares_its_gradient() -> None:
     inputs = jnp.array([3.0, 3.0, 1.0, 2.0])[None, :, None]
-    gradient = jax.grad(lambda x: jnp.sum(mx.ops.max_pool(x, (2,))))(inputs)
-    np.testing.assert_array_equal(gradient.ravel(), [0.5, 0.5, 0, 1])
     mean = jax.grad(lambda x: jnp.sum(mx.ops.avg_pool(x, (2,))))(inputs)
     np.testing.assert_array_equal(mean.ravel(), [0.5] * 4)
 

@@ -35,15 +35,15 @@ DEFINED = {
     "attacks": "",
     "attacks.base": "Attack Prepare Probe Score",
     "attacks.sim": "active circumcenter cosine directions passive scores unit_cosine",
-    "client": "LocalResult LocalTraining LossFn local_training",
+    "client": "LocalResult LocalTraining LossFn local_training streamed",
     "cohort": "client_key default_chunk_size fold run zero_unless",
     "data": "Attribute ClientData Dataset Examples dirichlet iid pad pool preference_groups stack "
     "take unstack",
     "datasets": "",
     "datasets.watch": "watch",
     "defences": "Defence Perturb clipped combine mixnn noisy_gradient none shuffle",
-    "evaluation": "Interval attribution auc balanced_accuracy bootstrap chance guesses neighbours "
-    "permuted_attribution relink_rank set_level unit_distances unit_level wilson",
+    "evaluation": "Interval attribution attribution_over_draws auc balanced_accuracy bootstrap chance "
+    "guesses neighbours permuted_attribution relink_rank set_level unit_distances unit_level wilson",
     "federation": "Federation FederationState Init Record Step Truth fedavg run",
     "mixing": "Mix apply compose full_round keep mix proxy shuffle stream",
     "models": "ImageCNN MLP SensorCNN",

@@ -42,8 +42,9 @@ DEFINED = {
     "datasets": "",
     "datasets.watch": "watch",
     "defences": "Defence Perturb clipped combine mixnn noisy_gradient none shuffle",
-    "evaluation": "Interval attribution attribution_over_draws auc balanced_accuracy bootstrap chance "
-    "guesses neighbours permuted_attribution relink_rank set_level unit_distances unit_level wilson",
+    "evaluation": "Interval attribution attribution_over_draws auc balanced_accuracy bootstrap "
+    "chance guesses neighbours permuted_attribution relink_rank set_level unit_distances "
+    "unit_level wilson",
     "federation": "Federation FederationState Init Record Step Truth fedavg run",
     "mixing": "Mix apply compose full_round keep mix proxy shuffle stream",
     "models": "ImageCNN MLP SensorCNN",

@@ -66,7 +66,7 @@ def loss_fn(workload: str) -> mx.client.LossFn:
 def initial(workload: str) -> Any:
     """The first model."""
     example = jnp.zeros((1, *SHAPE[workload]))
-    return model(workload).init(jax.random.key(0), example)["params"]
+    return jax.jit(model(workload).init)(jax.random.key(0), example)["params"]
 
 
 def federation(

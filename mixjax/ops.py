@@ -16,6 +16,9 @@ from jaxtyping import Array
 
 from mixjax import _validate
 
+# benchmarks/convolution.py: below this Winograd's transforms cost more than its products save
+WINOGRAD_CHANNELS = 16
+
 
 def conv_general_dilated(
     lhs: Array,
@@ -33,8 +36,9 @@ def conv_general_dilated(
     """A drop-in for `lax.conv_general_dilated`, with the same values up to rounding.
 
     On CPU a convolution over channels-last inputs is the patches of the input times the kernel
-    as a matrix. Elsewhere, and for grouped or transposed convolutions and other layouts, it is
-    XLA's own. For flax: `nn.Conv(conv_general_dilated=mixjax.ops.conv_general_dilated)`.
+    as a matrix, or, for 3x3 kernels of stride 1 over many channels, Winograd's products of tiles.
+    Elsewhere, and for grouped or transposed convolutions and other layouts, it is XLA's own. For
+    flax: `nn.Conv(conv_general_dilated=mixjax.ops.conv_general_dilated)`.
     """
     numbers = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
     spatial = lhs.ndim - 2
@@ -66,13 +70,27 @@ def conv_general_dilated(
     reach = [(size - 1) * step + 1 for size, step in zip(window, dilation, strict=True)]
     if isinstance(padding, str):
         padding = lax.padtype_to_pads(lhs.shape[1:-1], reach, window_strides, padding)
+    if (
+        tuple(reach) == window == (3, 3)
+        and tuple(window_strides) == (1, 1)
+        and min(rhs.shape[2:]) >= WINOGRAD_CHANNELS
+        and lhs.dtype == rhs.dtype == jnp.float32
+        and min(lhs.shape[axis + 1] + sum(padding[axis]) for axis in range(2)) >= 3
+    ):
+        return _winograd(lhs, rhs, padding, precision, preferred_element_type)
     patches = _patches(lhs, window, window_strides, padding, dilation, reach)
-    return jnp.matmul(
-        patches,
-        rhs.reshape(-1, rhs.shape[-1]),
+    return _product(patches, rhs.reshape(-1, rhs.shape[-1]), precision, preferred_element_type)
+
+
+def _product(inputs: Array, matrix: Array, precision: Any, preferred_element_type: Any) -> Array:
+    # as two matrices: the weights' gradient over several batch axes is twice as slow on CPU
+    flat = jnp.matmul(
+        inputs.reshape(-1, inputs.shape[-1]),
+        matrix,
         precision=precision,
         preferred_element_type=preferred_element_type,
     )
+    return flat.reshape(*inputs.shape[:-1], matrix.shape[-1])
 
 
 def _patches(
@@ -108,6 +126,56 @@ def _patches(
 def _slice_axis(inputs: Array, axis: int, start: int, size: int, stride: int) -> Array:
     stop = min(start + size, inputs.shape[axis])
     return lax.slice_in_dim(inputs, start, stop, stride, axis)
+
+
+def _winograd(
+    inputs: Array,
+    kernel: Array,
+    padding: Sequence[tuple[int, int]],
+    precision: Any,
+    preferred_element_type: Any,
+) -> Array:
+    """A 3x3 convolution of stride 1 by tiles of 2x2 outputs: 16 products where patches take 36.
+
+    Source: Lavin and Gray 2016, arXiv:1509.09308, F(2x2, 3x3).
+    """
+    height, width = (
+        size + low + high - 2 for size, (low, high) in zip(inputs.shape[1:3], padding, strict=True)
+    )
+    odd = (height % 2, width % 2)
+    pads = [(low, high + extra, 0) for (low, high), extra in zip(padding, odd, strict=True)]
+    inputs = lax.pad(inputs, jnp.zeros((), inputs.dtype), [(0, 0, 0), *pads, (0, 0, 0)])
+    tiles = [tile for row in _input_tiles(inputs, 1) for tile in _input_tiles(row, 2)]
+    taps = [tap for row in _kernel_taps(kernel) for tap in _kernel_taps(row)]
+    # sixteen products of matrices: XLA's CPU back end is slower at one with batch dimensions
+    products = [
+        _product(tile, tap, precision, preferred_element_type)
+        for tile, tap in zip(tiles, taps, strict=True)
+    ]
+    rows = [_output_tiles(products[start : start + 4], 2) for start in range(0, 16, 4)]
+    return _output_tiles(rows, 1)[:, :height, :width]
+
+
+def _input_tiles(inputs: Array, axis: int) -> list[Array]:
+    # a pair of axes rather than strides, whose gradient would be a slow scatter
+    pairs = inputs.reshape(*inputs.shape[:axis], -1, 2, *inputs.shape[axis + 1 :])
+    even, odd = (lax.index_in_dim(pairs, at, axis + 1, keepdims=False) for at in (0, 1))
+    count = even.shape[axis] - 1
+    first, second = (lax.slice_in_dim(part, 0, count, 1, axis) for part in (even, odd))
+    third, fourth = (lax.slice_in_dim(part, 1, count + 1, 1, axis) for part in (even, odd))
+    return [first - third, second + third, third - second, second - fourth]
+
+
+def _kernel_taps(kernel: Array) -> list[Array]:
+    first, second, third = kernel
+    ends = first + third
+    return [first, (ends + second) / 2, (ends - second) / 2, third]
+
+
+def _output_tiles(parts: Sequence[Array], axis: int) -> Array:
+    first, second, third, fourth = parts
+    pair = jnp.stack([first + second + third, second - third - fourth], axis + 1)
+    return pair.reshape(*pair.shape[:axis], -1, *pair.shape[axis + 2 :])
 
 
 def max_pool(inputs: Array, window: Sequence[int]) -> Array:

@@ -15,10 +15,12 @@ ONE = ("NHC", "HIO", "NHC")
 TWO = ("NHWC", "HWIO", "NHWC")
 
 
-def arrays(spatial: tuple[int, ...], window: tuple[int, ...], channels: int = 3) -> Any:
+def arrays(
+    spatial: tuple[int, ...], window: tuple[int, ...], channels: int = 3, features: int = 4
+) -> Any:
     rng = np.random.default_rng(0)
     inputs = rng.normal(size=(2, *spatial, channels)).astype(np.float32)
-    kernel = rng.normal(size=(*window, channels, 4)).astype(np.float32)
+    kernel = rng.normal(size=(*window, channels, features)).astype(np.float32)
     return jnp.asarray(inputs), jnp.asarray(kernel)
 
 
@@ -36,16 +38,65 @@ CASES = [
 ]
 
 
+WINOGRAD_CASES = [
+    ((8, 6), "SAME"),
+    ((7, 9), "SAME"),
+    ((3, 3), "VALID"),
+    ((6, 5), [(2, 0), (0, 3)]),
+    ((9, 4), [(-1, 1), (1, 1)]),
+]
+
+
+@pytest.mark.parametrize(("spatial", "padding"), WINOGRAD_CASES)
+def test_many_channels_go_by_winograd_and_equal_lax(spatial: Any, padding: Any) -> None:
+    inputs, kernel = arrays(spatial, (3, 3), channels=16, features=20)
+
+    def ours(inputs: Any, kernel: Any) -> Any:
+        return mx.ops.conv_general_dilated(inputs, kernel, (1, 1), padding, dimension_numbers=TWO)
+
+    assert str(jax.make_jaxpr(ours)(inputs, kernel)).count("dot_general") == 16
+    check_against_lax(inputs, kernel, (1, 1), padding, (1, 1))
+
+
+def test_winograd_differentiates_forwards_and_twice() -> None:
+    inputs, kernel = arrays((5, 4), (3, 3), channels=16, features=16)
+
+    def square(convolution: Any) -> Any:
+        def loss(kernel: Any) -> Any:
+            outputs = convolution(inputs, kernel, (1, 1), "SAME", dimension_numbers=TWO)
+            return jnp.mean(outputs**3)
+
+        along = jax.grad(lambda kernel: jax.jvp(loss, (kernel,), (kernel,))[1])
+        return jax.jit(along)(kernel)
+
+    expected = square(lax.conv_general_dilated)
+    np.testing.assert_allclose(
+        square(mx.ops.conv_general_dilated), expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max()
+    )
+
+
+def test_half_precision_is_not_transformed() -> None:
+    inputs, kernel = (leaf.astype(jnp.bfloat16) for leaf in arrays((6, 6), (3, 3), 16, 16))
+    own = mx.ops.conv_general_dilated(inputs, kernel, (1, 1), "SAME", dimension_numbers=TWO)
+    theirs = lax.conv_general_dilated(inputs, kernel, (1, 1), "SAME", dimension_numbers=TWO)
+    np.testing.assert_allclose(
+        own.astype(jnp.float32), theirs.astype(jnp.float32), rtol=2**-7, atol=2**-5
+    )
+
+
 @pytest.mark.parametrize(("spatial", "window", "strides", "padding", "dilation"), CASES)
 def test_values_and_gradients_equal_those_of_lax(
     spatial: Any, window: Any, strides: Any, padding: Any, dilation: Any
 ) -> None:
-    inputs, kernel = arrays(spatial, window)
+    check_against_lax(*arrays(spatial, window), strides, padding, dilation)
+
+
+def check_against_lax(inputs: Any, kernel: Any, strides: Any, padding: Any, dilation: Any) -> None:
     options = {
         "window_strides": strides,
         "padding": padding,
         "rhs_dilation": dilation,
-        "dimension_numbers": ONE if len(spatial) == 1 else TWO,
+        "dimension_numbers": ONE if inputs.ndim == 3 else TWO,
     }
     reference = lax.conv_general_dilated(inputs, kernel, **options)
     weight = jnp.asarray(np.random.default_rng(1).normal(size=reference.shape), jnp.float32)

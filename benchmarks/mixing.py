@@ -31,10 +31,17 @@ def passes(updates: Any) -> dict[str, Callable[[], Any]]:
 
     mix = jax.jit(lambda origins, updates: mx.mixing.apply(origins, updates, units))
     mean = jax.jit(mx.aggregation.mean)
+    given = [jax.tree.map(jnp.copy, updates)]
+
+    def mix_in_place() -> Any:
+        given[0] = mx.mixing.apply_in_place(origins, given[0], units)
+        return given[0]
+
     return {
         "memcpy": copy,
         "read": lambda: [np.max(leaf) for leaf in host],
         "mix": lambda: mix(origins, updates),
+        "mix in place": mix_in_place,
         "mean": lambda: mean(updates),
     }
 
@@ -51,6 +58,7 @@ def main() -> None:
         print(f"{workload}, {clients} clients, {size / 1e6:.0f} MB, GB/s: {rates}")
         print(
             f"  mixing at {seconds['memcpy'] / seconds['mix']:.0%} of memcpy, "
+            f"in place at {seconds['memcpy'] / seconds['mix in place']:.0%}, "
             f"mean at {seconds['read'] / seconds['mean']:.0%} of a read (NumPy's max)"
         )
         records.append({"workload": workload, "clients": clients, "bytes": size} | seconds)

@@ -299,6 +299,23 @@ def test_apply_agrees_with_a_loop_over_elements(granularity: mx.units.Granularit
         np.testing.assert_array_equal(np.asarray(result).reshape(rows.shape), expected)
 
 
+@pytest.mark.parametrize("granularity", ["model", "layer", mx.units.chunks(4)])
+@pytest.mark.parametrize("clients", [1, 2, 9])
+def test_mixing_in_place_moves_the_same_rows_and_takes_the_memory(
+    granularity: mx.units.Granularity, clients: int
+) -> None:
+    updates = tree(clients)
+    units = mx.units.partition(jax.tree.map(lambda leaf: leaf[0], updates), granularity)
+    origins = permutations(clients, len(units.names))
+    expected = jax.device_get(mx.mixing.apply(origins, updates, units))
+    given = jax.tree.map(jnp.copy, updates)
+    memory = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(given)]
+    mixed = mx.mixing.apply_in_place(origins, given, units)
+    jax.tree.map(np.testing.assert_array_equal, mixed, expected)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(given))
+    assert [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(mixed)] == memory
+
+
 @hypothesis.settings(fixed, max_examples=6)
 @hypothesis.given(
     shapes=st.lists(st.sampled_from([(), (3,), (2, 2)]), min_size=2, max_size=4),

@@ -1,5 +1,6 @@
 """What makes large cohorts possible gives what the plain way gives."""
 
+import threading
 from typing import Any
 
 import jax
@@ -65,6 +66,56 @@ def test_a_streamed_federation_runs_with_mixing_and_attack() -> None:
         state = federation.init(PARAMS)
         records.append(mx.federation.run(jax.random.key(2), federation, state, cohort_data, 2)[1])
     np.testing.assert_array_equal(records[0].scores, records[1].scores)
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_clients_loaded_by_the_host_train_as_stacked_ones_do(devices: int) -> None:
+    data = cohort(5, 3, 4, 1, 2, 6)
+    host, loaded = jax.device_get(data.examples), []
+
+    def load(client: int) -> Any:
+        loaded.append(client)
+        return jax.tree.map(lambda leaf: leaf[client], host)
+
+    streamed = mx.client.streamed(LOCAL, mx.data.prefetched(load, data.ids, ahead=2))
+    mesh = mx.sharding.clients_mesh(devices)
+    key = jax.random.key(1)
+    expected = mx.cohort.run(key, PARAMS, data, LOCAL, mesh=mesh)
+    for chunk_size in (1, 2):
+        updates = mx.cohort.run(
+            key, PARAMS, data._replace(examples=()), streamed, mesh=mesh, chunk_size=chunk_size
+        )
+        jax.tree.map(
+            lambda own, other: np.testing.assert_allclose(own, other, rtol=1e-5, atol=1e-6),
+            updates,
+            expected,
+        )
+    assert set(loaded) == set(range(6))
+
+
+def test_the_next_clients_are_loaded_while_one_is_used() -> None:
+    began = {client: threading.Event() for client in range(4)}
+
+    def load(client: int) -> Any:
+        began[client].set()
+        return {"x": np.full((2, 3), client, np.float32)}
+
+    fetch = mx.data.prefetched(load, [3, 1, 0, 2], ahead=2, workers=1)
+    np.testing.assert_array_equal(fetch(jnp.int32(3))["x"], 3.0)
+    assert began[1].wait(10)
+    assert began[0].wait(10)
+    assert not began[2].is_set()
+    # a chunk comes in one call, and an order that was not foretold is served too
+    chunk = jax.jit(jax.vmap(fetch))(jnp.array([2, 3, 0, 1]))["x"]
+    np.testing.assert_array_equal(chunk[:, 0, 0], [2.0, 3.0, 0.0, 1.0])
+
+
+def test_examples_of_another_shape_are_named() -> None:
+    fetch = mx.data.prefetched(lambda client: {"x": np.zeros(3 + client)}, [0, 1])
+    with pytest.raises(Exception, match="expected examples of client 1 shaped like client 0's"):
+        fetch(jnp.int32(1))
+    with pytest.raises(mx.InputError, match="expected distinct client ids"):
+        mx.data.prefetched(lambda client: np.zeros(3), [0, 1, 1])
 
 
 @pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])

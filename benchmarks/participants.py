@@ -18,7 +18,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).parent / "results"
+from benchmarks import RESULTS
+
 POINTS = [("cnn", 20), ("cnn", 100), ("cnn", 500)]
 POINTS += [("mlp", 10**exponent) for exponent in range(2, 7)]
 

@@ -14,10 +14,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from benchmarks import RESULTS
+
 HERE = Path(__file__).parent
 PROGRAMS = HERE / "peer_programs"
 VENVS = HERE / ".venvs"
-PEERS = ("torch", "blazefl", "pfl", "fedjax", "flower", "drjax", "drjax_plain")
+PEERS = ("torch", "blazefl", "pfl", "fedjax", "flower", "drjax", "drjax_plain", "scan")
 # blazefl 2.0.1 declares Python 3.12 and later, and its code runs on 3.11
 EXTRA_PIP = {"blazefl": ["--ignore-requires-python"]}
 # a round of grouped convolutions takes minutes beyond this
@@ -96,9 +98,8 @@ def main() -> None:
                 failures[peer] = record["error"]
                 ready.remove(peer)
             print(f"repeat {repeat + 1}: {peer}", file=sys.stderr, flush=True)
-    results = HERE / "results"
-    results.mkdir(exist_ok=True)
-    with (results / "peers.jsonl").open("a") as file:
+    RESULTS.mkdir(exist_ok=True)
+    with (RESULTS / "peers.jsonl").open("a") as file:
         file.writelines(json.dumps(record) + "\n" for record in records)
     report(options, ready, failures, records)
 

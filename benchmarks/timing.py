@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-RESULTS = Path(__file__).parent / "results"
+from benchmarks import RESULTS
 
 
 def keep_freed_memory() -> None:

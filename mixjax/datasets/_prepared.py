@@ -102,7 +102,8 @@ def read(examples: Any, indices: Sequence[int], what: str) -> Iterator[Any]:
             except Exception as error:  # whatever array_record, protobuf or the decoder raise
                 raise _validate.InputError(
                     f"expected examples {batch[0]} to {batch[-1]} of {what} to be readable; got "
-                    f"{type(error).__name__}: {error}. Delete the set's folder and prepare it again."
+                    f"{type(error).__name__}: {error}. Delete the set's folder and prepare it "
+                    "again."
                 ) from error
             yield from decoded
             bar.update(len(batch))

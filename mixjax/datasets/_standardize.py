@@ -15,16 +15,15 @@ def standardize(
     axes = tuple(range(train[0].inputs.ndim - 1))
     count = sum(part.inputs[..., 0].size for part in train)
     # part by part: a copy of all data in float64 would need three times their memory
-    mean = sum(part.inputs.sum(axis=axes, dtype=np.float64) for part in train) / count
-    squares = sum(
-        np.square(part.inputs - mean.astype(np.float32)).sum(axis=axes, dtype=np.float64)
-        for part in train
-    )
-    deviation = np.sqrt(squares / count)
+    mean = np.sum([part.inputs.sum(axis=axes, dtype=np.float64) for part in train], 0) / count
+    shift = mean.astype(np.float32)
+    squares = [
+        np.square(part.inputs - shift).sum(axis=axes, dtype=np.float64) for part in train
+    ]
+    deviation = np.sqrt(np.sum(squares, 0) / count).astype(np.float32)
     deviation[deviation == 0] = 1
-    shift, scale = mean.astype(np.float32), (1 / deviation).astype(np.float32)
 
     def apply(part: Examples) -> Examples:
-        return Examples((part.inputs.astype(np.float32) - shift) * scale, part.labels)
+        return Examples((part.inputs.astype(np.float32) - shift) / deviation, part.labels)
 
     return [apply(part) for part in train], [apply(part) for part in test]

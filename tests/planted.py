@@ -86,9 +86,7 @@ def motionsense(
             trial_folder.mkdir(parents=True)
             length = samples[trial > 10]
             for code in codes(people):
-                series = motion(
-                    rng, length, 12, rate=50, kind=kind, value=code % 2, signal=signal
-                )
+                series = motion(rng, length, 12, rate=50, kind=kind, value=code % 2, signal=signal)
                 columns = [range(length), *series.T.round(6).tolist()]
                 text = table(MOTIONSENSE_HEADER, columns, newline)
                 (trial_folder / f"sub_{code}.csv").write_bytes(text.encode())
@@ -153,13 +151,22 @@ def mobiact_readme() -> bytes:
             f"| {50 + number % 40:8d} |  {gender}       |   "
         )
     other = "| No.| Label | Activity |"
-    lines = ["MobiActDataset \u2022 2.0", "", "Subjects:", rule, names, rule, *rows, rule, "", other]
+    lines = [
+        "MobiActDataset \u2022 2.0",
+        "",
+        "Subjects:",
+        rule,
+        names,
+        rule,
+        *rows,
+        rule,
+        "",
+        other,
+    ]
     return "\r\n".join(lines).encode("cp1253")
 
 
-def images(
-    rng: np.random.Generator, labels: np.ndarray, shape: tuple[int, int, int]
-) -> np.ndarray:
+def images(rng: np.random.Generator, labels: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
     """Each class is a bright square at a place of its own, in noise."""
     height, width, _ = shape
     pixels = rng.integers(0, 120, (len(labels), *shape))

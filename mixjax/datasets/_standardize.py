@@ -17,9 +17,7 @@ def standardize(
     # part by part: a copy of all data in float64 would need three times their memory
     mean = np.sum([part.inputs.sum(axis=axes, dtype=np.float64) for part in train], 0) / count
     shift = mean.astype(np.float32)
-    squares = [
-        np.square(part.inputs - shift).sum(axis=axes, dtype=np.float64) for part in train
-    ]
+    squares = [np.square(part.inputs - shift).sum(axis=axes, dtype=np.float64) for part in train]
     deviation = np.sqrt(np.sum(squares, 0) / count).astype(np.float32)
     deviation[deviation == 0] = 1
 

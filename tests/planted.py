@@ -147,8 +147,8 @@ def mobiact_readme() -> bytes:
         gender = "F" if number in MOBIACT_WOMEN else "\u039c" if number in MOBIACT_GREEK else "M"
         name = f"sub{number}"
         rows.append(
-            f"| {number:4d} | {name:<7} | {name:<9} | {20 + number % 9:5d} | {160 + number % 30:8d} "
-            f"| {50 + number % 40:8d} |  {gender}       |   "
+            f"| {number:4d} | {name:<7} | {name:<9} | {20 + number % 9:5d} "
+            f"| {160 + number % 30:8d} | {50 + number % 40:8d} |  {gender}       |   "
         )
     other = "| No.| Label | Activity |"
     lines = [
@@ -201,7 +201,18 @@ def fashion_mnist(folder: Path, *, train: int = 2000, test: int = 500, seed: int
     return folder
 
 
-CIFAR10_CLASSES = "airplane automobile bird cat deer dog frog horse ship truck".split()
+CIFAR10_CLASSES = [
+    "airplane",
+    "automobile",
+    "bird",
+    "cat",
+    "deer",
+    "dog",
+    "frog",
+    "horse",
+    "ship",
+    "truck",
+]
 
 
 def cifar10(folder: Path, *, train: int = 2000, test: int = 500, seed: int = 0) -> Path:

@@ -120,7 +120,8 @@ def test_windows_have_one_label_and_stay_inside_a_file_and_a_part(
             ends = [last for name, _, last in windows if name == "train"]
             starts = [first for name, first, _ in windows if name == "test"]
             assert parts == {"train", "test"}
-            assert len(ends) and len(starts)
+            assert ends
+            assert starts
         else:
             # of three trials the last is held out
             assert parts == ({"test"} if trial == 3 else {"train"})

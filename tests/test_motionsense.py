@@ -239,7 +239,9 @@ TABLES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "cut": (with_line(5, "4,90"), r"five whole numbers, .* in line 5 of .*; got '4,90'"),
     "with another gender": (with_line(3, "2,72,161,28,7"), r"the last 0 or 1, in line 3"),
     "with a person twice": (with_line(3, "1,72,161,28,0"), r"line 3 has code 1 again"),
-    "without a person": (edit(lambda rows: rows[:-1]), r"expected 4 people in .*; got 3\..*people=3"),
+    "without a person": (
+        edit(lambda rows: rows[:-1]), r"expected 4 people in .*; got 3\..*people=3"
+    ),
     "empty": (lambda path: path.write_text(""), r"the file is empty"),
 }  # fmt: skip
 

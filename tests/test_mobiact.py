@@ -111,7 +111,7 @@ def test_windows_have_one_label_and_stay_inside_a_file_and_a_part(
                 assert int(of) == person
                 standing = last - low < (high - low + 1) // 4
                 moving = first - low >= (high - low + 1) // 4
-                assert standing or moving
+                assert standing or moving or activity == "STD"
                 assert NINE[label] == ("STD" if standing else activity)
                 seen.setdefault((activity, int(trial)), set()).add((name, first, last))
     for (activity, trial), windows in seen.items():

@@ -85,16 +85,12 @@ def read_table(
             convert_options=csv.ConvertOptions(column_types=types),
         )
     except pyarrow.ArrowInvalid as error:
-        if not _rows(path):
-            raise _validate.InputError(
-                f"expected rows below the header of {path}; there are none. {remedy}"
-            ) from None
         raise _bad_row(path, header, text, remedy, str(error)) from None
     numbers = np.empty((table.num_rows, len(header) - (text is not None)))
     for column, name in enumerate(name for name in header if name != text):
         numbers[:, column] = table[name].to_numpy()
     if table.num_rows == 0 or not np.isfinite(numbers.sum()):
-        raise _bad_row(path, header, text, remedy, "no rows")
+        raise _bad_row(path, header, text, remedy, "others")
     if text is None:
         return numbers, np.empty(0, str)
     words = table[text].combine_chunks()
@@ -121,6 +117,10 @@ def _bad_row(
     path: Path, header: Sequence[str], text: str | None, remedy: str, otherwise: str
 ) -> _validate.InputError:
     """Read slowly what could not be read fast, for the number of the line."""
+    if not _rows(path):
+        return _validate.InputError(
+            f"expected rows below the header of {path}; there are none. {remedy}"
+        )
     return _validate.InputError(
         f"expected rows of {len(header)} finite values in {path}; got "
         f"{_fault(path, header, text) or otherwise}. {remedy}"

@@ -73,20 +73,13 @@ def source(builder: Any, split: str, **options: Any) -> Any:
             "there. Delete this folder and prepare the set again."
         )
     try:
-        examples = builder.as_data_source(split=split, **options)
+        return builder.as_data_source(split=split, **options)
     except NotImplementedError:
         raise _validate.InputError(
             f"expected {folder} in the format array_record; got "
             f"{builder.info.file_format.value}, which can't be read without TensorFlow. Prepare "
             'the set with tfds.builder(..., file_format="array_record").'
         ) from None
-    count = builder.info.splits[split].num_examples
-    if len(examples) != count:
-        raise _validate.InputError(
-            f"expected {count} examples of split {split!r} in {folder}, as dataset_info.json "
-            f"says; got {len(examples)}. Delete this folder and prepare the set again."
-        )
-    return examples
 
 
 def read(examples: Any, indices: Sequence[int], what: str) -> Iterator[Any]:
@@ -153,9 +146,9 @@ def cached(path: Path, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, n
     with a warning.
     """
     try:
-        with np.load(path) as arrays:
+        with path.open("rb") as file, np.load(file) as arrays:
             return dict(arrays)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         pass
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         warnings.warn(f"{path} is broken ({error}) and is made again.", stacklevel=2)

@@ -73,13 +73,6 @@ def test_mobiact_is_prepared_and_loaded_by_name(mobiact: Path, tmp_path: Path) -
     assert [info.features["activity"].int2str(label) for label in labels[[0, -1]]] == ["STD", "SCH"]
 
 
-def test_preparing_sensor_data_needs_no_tensorflow(
-    motionsense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "tensorflow", None)
-    prepare("motionsense", motionsense, tmp_path)
-
-
 def test_an_interrupted_preparation_leaves_nothing_half_prepared(
     motionsense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -39,6 +39,11 @@ DEFINED = {
     "data": "Attribute ClientData Dataset Examples dirichlet iid pad pool preference_groups "
     "prefetched stack take unstack",
     "datasets": "",
+    "datasets.cifar10": "cifar10",
+    "datasets.fashion_mnist": "fashion_mnist",
+    "datasets.lfw": "Face lfw read_attributes",
+    "datasets.mobiact": "Person Trial find_trials mobiact read_people read_recording with_all",
+    "datasets.motionsense": "Person Trial find_trials motionsense read_people read_recording",
     "datasets.watch": "watch",
     "defences": "Defence Perturb clipped combine mixnn noisy_gradient none shuffle",
     "evaluation": "Interval attribution attribution_over_draws auc balanced_accuracy bootstrap "

@@ -1,0 +1,177 @@
+"""Sets that TensorFlow Datasets has prepared, and decoded copies of them."""
+
+import hashlib
+import os
+import tempfile
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mixjax import _validate
+from mixjax.datasets import _files
+from mixjax.datasets._images import Images
+
+PathLike = str | os.PathLike[str]
+BATCH = 500
+
+
+def root(data_dir: PathLike | None) -> Path:
+    """The folder of TensorFlow Datasets."""
+    default = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
+    return Path(default if data_dir is None else data_dir).expanduser()
+
+
+def builder(
+    name: str, version: str, data_dir: PathLike | None, *, download: bool, otherwise: str = ""
+) -> Any:
+    """The builder of a prepared set; nothing is downloaded unless asked for.
+
+    Args:
+      name: the set's in TensorFlow Datasets.
+      version: the one to read.
+      data_dir: folder of TensorFlow Datasets; the usual one by default.
+      download: fetch and prepare what is not there.
+      otherwise: the last sentence of the error: where else the data may be.
+
+    Raises:
+      InputError: when the set is not there, or can't be read without TensorFlow.
+    """
+    tfds = _files.needed("tensorflow_datasets", "experiments")
+    folder = root(data_dir) / name / version
+    if download and not (folder / "dataset_info.json").is_file():
+        _files.needed("tensorflow", "prepare")
+        fresh = tfds.builder(
+            f"{name}:{version}", data_dir=root(data_dir), file_format="array_record"
+        )
+        fresh.download_and_prepare()
+    if not (folder / "dataset_info.json").is_file():
+        raise _validate.InputError(
+            f"expected {name} {version} of TensorFlow Datasets in {folder}: dataset_info.json, "
+            f"features.json and {name}-*.array_record-* files; they are not there. Name the "
+            "folder that has them with data_dir, or let download=True fetch and prepare them "
+            f'(this needs pip install "mixjax[prepare]").{otherwise}'
+        )
+    return tfds.builder_from_directory(folder)
+
+
+def source(builder: Any, split: str, **options: Any) -> Any:
+    """Random access to a split's examples."""
+    folder = builder.data_dir
+    if split not in builder.info.splits:
+        raise _validate.InputError(
+            f"expected the split {split!r} in {folder}; got {sorted(builder.info.splits)}. "
+            "Delete this folder and prepare the set again."
+        )
+    missing = [path for path in builder.info.splits[split].filepaths if not Path(path).is_file()]
+    if missing:
+        raise _validate.InputError(
+            f"expected the file {missing[0]}, named by {folder}/dataset_info.json; it is not "
+            "there. Delete this folder and prepare the set again."
+        )
+    try:
+        return builder.as_data_source(split=split, **options)
+    except NotImplementedError:
+        raise _validate.InputError(
+            f"expected {folder} in the format array_record; got "
+            f"{builder.info.file_format.value}, which can't be read without TensorFlow. Prepare "
+            'the set with tfds.builder(..., file_format="array_record").'
+        ) from None
+
+
+def read(examples: Any, indices: Sequence[int], what: str) -> Iterator[Any]:
+    """Decode examples, with a progress bar on a terminal."""
+    from tqdm import tqdm
+
+    with tqdm(total=len(indices), desc=what, unit=" images", disable=None, leave=False) as bar:
+        # one by one takes half as long again
+        for start in range(0, len(indices), BATCH):
+            batch = indices[start : start + BATCH]
+            try:
+                decoded = examples.__getitems__(batch)
+            except Exception as error:  # whatever array_record, protobuf or the decoder raise
+                raise _validate.InputError(
+                    f"expected examples {batch[0]} to {batch[-1]} of {what} to be readable; got "
+                    f"{type(error).__name__}: {error}. Delete the set's folder and prepare it "
+                    "again."
+                ) from error
+            yield from decoded
+            bar.update(len(batch))
+
+
+def images(builder: Any, cache_dir: PathLike | None) -> tuple[Images, Images]:
+    """All images of the splits train and test, decoded once and then taken from the cache."""
+    splits = ("train", "test")
+    sources = {split: source(builder, split) for split in splits}
+
+    def decode() -> dict[str, np.ndarray]:
+        arrays = {}
+        for split, examples in sources.items():
+            decoded = list(read(examples, range(len(examples)), f"{builder.name} {split}"))
+            arrays[f"{split}_images"] = np.stack([example["image"] for example in decoded])
+            arrays[f"{split}_labels"] = np.array([example["label"] for example in decoded])
+        return arrays
+
+    paths = [Path(path) for split in splits for path in builder.info.splits[split].filepaths]
+    counts = {split: len(examples) for split, examples in sources.items()}
+    name = f"{builder.name}-{builder.version}-{fingerprint(paths, counts)}.npz"
+    arrays = cached(cache_folder(cache_dir) / name, decode)
+    train, test = (Images(arrays[f"{split}_images"], arrays[f"{split}_labels"]) for split in splits)
+    return train, test
+
+
+def fingerprint(paths: list[Path], counts: dict[str, int]) -> str:
+    """A digest of the files' names and bytes, and of the numbers of examples."""
+    digest = hashlib.sha256(repr(sorted(counts.items())).encode())
+    for path in sorted(paths):
+        digest.update(path.name.encode())
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:16]
+
+
+def cache_folder(cache_dir: PathLike | None) -> Path:
+    if cache_dir is not None:
+        return Path(cache_dir).expanduser()
+    return Path(_files.needed("platformdirs", "experiments").user_cache_dir("mixjax"))
+
+
+def cached(path: Path, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Arrays from an npz file, whose checksums are verified; made and written when not there.
+
+    A broken file is made again, and a folder that can't be written to is done without: both
+    with a warning.
+    """
+    try:
+        with path.open("rb") as file, np.load(file) as arrays:
+            return dict(arrays)
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        warnings.warn(f"{path} is broken ({error}) and is made again.", stacklevel=2)
+    arrays = make()
+    try:
+        _write(path, arrays)
+    except OSError as error:
+        warnings.warn(
+            f"decoded images could not be kept in {path.parent} ({error}); the next load will "
+            "decode them again. Name another folder with cache_dir.",
+            stacklevel=2,
+        )
+    return arrays
+
+
+def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Write beside and rename, so that nobody finds half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".partial", delete=False) as file:
+        try:
+            np.savez(file, **arrays)  # pyrefly: ignore
+            file.close()
+            os.replace(file.name, path)
+        except BaseException:
+            Path(file.name).unlink(missing_ok=True)
+            raise

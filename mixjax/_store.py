@@ -1,8 +1,10 @@
 """The folder of a checkpointed run: its files, and which of them are good."""
 
 import contextlib
+import errno
 import hashlib
 import json
+import logging
 import os
 import shutil
 import warnings
@@ -53,7 +55,7 @@ class Store(NamedTuple):
             target = self._state(stop)
             # orbax refuses empty arrays; `load` has them from the form
             leaves = {str(index): leaf for index, leaf in enumerate(state) if leaf.size}
-            with contextlib.closing(ocp.PyTreeCheckpointer()) as checkpointer:
+            with _quiet(), contextlib.closing(ocp.PyTreeCheckpointer()) as checkpointer:
                 checkpointer.save(target, leaves, force=True)
             content = {**(self.run or {}), "rounds": stop}
             content["digest"] = _digest_files(target, content)
@@ -66,8 +68,8 @@ class Store(NamedTuple):
             kept = f"round {start} is kept" if start else "nothing was saved before"
             raise OSError(
                 f"could not save round {stop} of the run in {self.folder} "
-                f"({str(error).splitlines()[0][:200]}); {kept}. Make room or mend the folder's "
-                "disk, and run the same again to resume."
+                f"({_reason(error)}); {kept}. Make room or mend the disk, and run the same again "
+                "to resume."
             ) from error
         for step in self.steps()[: -self.keep]:
             self._forget(step)
@@ -184,6 +186,25 @@ def replacing(path: Path) -> Iterator[Any]:
         raise
 
 
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without orbax's log, which has a traceback for each thread that meets a full disk."""
+    logger = logging.getLogger("absl")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
+
+
+def _reason(error: Exception) -> str:
+    """The system's words for why writing failed, if it was the system."""
+    text = f"{type(error).__name__}: {error}"
+    known = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES)
+    said = [os.strerror(number) for number in known if os.strerror(number) in text]
+    return said[0] if said else text.splitlines()[0][:200]
+
+
 def _read(path: Path) -> list[np.ndarray]:
     with np.load(path) as file:
         return [file[f"arr_{index}"] for index in range(len(file.files))]
@@ -230,7 +251,7 @@ def digest_arrays(leaves: list[np.ndarray]) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for leaf in leaves:
         digest.update(f"{leaf.dtype}{leaf.shape}".encode())
-        digest.update(memoryview(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8)))
+        digest.update(leaf.tobytes())
     return digest.hexdigest()
 
 

@@ -5,7 +5,7 @@ STAMP := $(VENV)/.installed
 .PHONY: demo test lint types format clean
 
 demo: $(STAMP)
-	$(PYTHON) -m experiments.evaluate --dataset watch
+	$(PYTHON) -m experiments.evaluate --dataset watch --overwrite
 
 test: lint types
 	$(PYTHON) -m pytest -n 2

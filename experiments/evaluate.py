@@ -2,10 +2,12 @@
 
 `python -m experiments.evaluate --dataset watch` trains every defence under every attack for a
 number of seeds, each with its own split of people into participants and auxiliary knowledge.
-It writes `rounds.jsonl`, `summary.json` and figures, and prints a table.
+It writes `rounds.jsonl`, `summary.json` and figures, and prints a table. A run that was stopped
+goes on with `--resume`.
 """
 
 import dataclasses
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -18,7 +20,7 @@ import rich.table
 import tyro
 
 import mixjax as mx
-from experiments import figures, metrics, results, training
+from experiments import figures, metrics, results, resume, training
 from experiments.metrics import Case
 
 DefenceName = Literal["none", "noisy", "shuffle", "mixnn", "mixnn_proxy"]
@@ -55,6 +57,12 @@ class Config:
     """Of local SGD."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     """Where to write; results/DATASET by default."""
+    resume: bool = False
+    """Continue a run that was stopped, with the same options."""
+    overwrite: bool = False
+    """Remove results that are there, and start afresh."""
+    checkpoint_every: int = 0
+    """Rounds between checkpoints inside a trajectory; 0 saves whole trajectories only."""
 
 
 class Job(NamedTuple):
@@ -105,33 +113,65 @@ def main(config: Config) -> None:
         dataset = mx.datasets.watch()
         training.split_people(dataset, 0, config.auxiliary, sweep=False)
     out = config.out or Path("results") / config.dataset
-    out.mkdir(parents=True, exist_ok=True)
-    rounds_file = out / "rounds.jsonl"
-    rounds_file.unlink(missing_ok=True)
+    options = results.config_dict(config)
+    resume.open_folder(
+        out,
+        options,
+        resume=config.resume,
+        overwrite=config.overwrite,
+        figures=figures.FIGURES,
+    )
 
     mesh = mx.sharding.clients_mesh()
     jobs = plan(config)
-    rows: results.Rows = []
-    with _progress(console) as progress:
+    rounds_file = out / resume.ROUNDS
+    rows, finished = resume.finished(
+        rounds_file,
+        (
+            resume.row_keys(seed, job.cases, config.rounds)
+            for seed in range(config.seeds)
+            for job in jobs
+        ),
+    )
+    leaving = "leaving after this trajectory"
+    with _progress(console) as progress, mx.checkpoint.stop_on_signals(leaving) as stopped:
         task = progress.add_task("", total=config.seeds * len(jobs) * config.rounds)
         for seed in range(config.seeds):
             split = training.split_people(dataset, seed, config.auxiliary, sweep=True)
-            for job in jobs:
+            for number, job in enumerate(jobs, start=seed * len(jobs)):
+                checkpoints = out / resume.CHECKPOINTS / f"{number:05d}"
+                if number < finished:
+                    shutil.rmtree(checkpoints, ignore_errors=True)
+                    progress.advance(task, config.rounds)
+                    continue
                 what = ", ".join(figures.label(case) for case in job.cases)
                 progress.update(
                     task,
                     description=f"seed {seed + 1}/{config.seeds}  {job.attack}: {what}",
                 )
-                fresh = run_job(config, dataset, split, seed, job, mesh)
-                results.append(rounds_file, fresh)
-                rows += fresh
-                progress.advance(task, config.rounds)
+                try:
+                    fresh = run_job(config, dataset, split, seed, job, mesh, checkpoints)
+                    results.append(rounds_file, fresh)
+                    shutil.rmtree(checkpoints, ignore_errors=True)
+                    rows += fresh
+                    progress.advance(task, config.rounds)
+                    if stopped():
+                        raise SystemExit(128 + stopped())
+                except SystemExit:
+                    progress.stop()
+                    print(
+                        f"stopped with {len(rows):,} records in {rounds_file}. "
+                        "Run the same with --resume to continue.",
+                        file=sys.stderr,
+                    )
+                    raise
         progress.update(task, description="done")
 
     with console.status("drawing figures"):
         drawn = figures.draw_all(rows, out)
     seconds = time.perf_counter() - started
-    summary = results.summarize(rows, results.config_dict(config), seconds)
+    shutil.rmtree(out / resume.CHECKPOINTS, ignore_errors=True)
+    summary = results.summarize(rows, options, seconds)
     results.write_json(out / "summary.json", summary)
     console.print(table(summary))
     console.print(
@@ -147,6 +187,10 @@ def check(config: Config) -> None:
             raise mx.InputError(
                 f"expected --{name.replace('_', '-')} of at least 1; got {getattr(config, name)}."
             )
+    if config.checkpoint_every < 0:
+        raise mx.InputError(
+            f"expected --checkpoint-every of at least 0; got {config.checkpoint_every}."
+        )
     if not config.defences or not config.attacks:
         raise mx.InputError("expected at least one of --defences and one of --attacks.")
     bad = [sigma for sigma in config.noise if not sigma > 0]
@@ -164,6 +208,7 @@ def run_job(
     seed: int,
     job: Job,
     mesh: jax.sharding.Mesh,
+    checkpoints: Path,
 ) -> results.Rows:
     """Train one trajectory and evaluate every case that follows from it."""
     sweep = job.attack == "passive" and job.sigma is None
@@ -183,7 +228,15 @@ def run_job(
         split = split.with_all_knowledge()
     # one key for training, another for the proxy, which no server may derive
     train_key, proxy_key = jax.random.split(jax.random.key(seed))
-    record = training.trajectory(setting, train_key, split, job.sigma or 0.0, mesh)
+    record = training.trajectory(
+        setting,
+        train_key,
+        split,
+        job.sigma or 0.0,
+        mesh,
+        every=config.checkpoint_every,
+        folder=checkpoints,
+    )
     units = training.units(setting, split)
     fresh = []
     for index, case in enumerate(job.cases):
@@ -262,6 +315,8 @@ def command() -> None:
     except (mx.InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 if __name__ == "__main__":

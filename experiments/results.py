@@ -21,9 +21,26 @@ Rows = list[Row]
 
 
 def append(path: Path, rows: Iterable[Row]) -> None:
-    """Add a line for each row."""
-    with path.open("a", encoding="utf-8") as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)
+    """Add a line for each row, all or none, and wait until they are on the disk.
+
+    Raises:
+      OSError: when the disk is full; what was there before is kept.
+    """
+    lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    size = path.stat().st_size if path.exists() else 0
+    try:
+        with path.open("ab", buffering=0) as file:
+            written = 0
+            while written < len(lines):
+                written += file.write(lines[written:])
+            os.fsync(file.fileno())
+    except OSError as error:
+        if path.exists():
+            os.truncate(path, size)
+        raise OSError(
+            f"could not add to {path} ({error.strerror}); the {size:,} bytes before are kept. "
+            "Make room or mend the disk, and continue with --resume."
+        ) from error
 
 
 def by_case(rows: Rows) -> dict[Case, dict[int, Rows]]:
@@ -112,10 +129,14 @@ def environment() -> dict[str, Any]:
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON file that appears complete or not at all."""
     partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(json.dumps(content, indent=1) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
     partial.replace(path)
 
 
 def config_dict(config: Any) -> dict[str, Any]:
-    """A dataclass as plain JSON values."""
-    return json.loads(json.dumps(dataclasses.asdict(config), default=str))
+    """The options as plain JSON values, without those that say how to begin."""
+    options = json.loads(json.dumps(dataclasses.asdict(config), default=str))
+    return {name: options[name] for name in options if name not in ("resume", "overwrite")}

@@ -5,6 +5,7 @@ it. One trajectory therefore serves every mixing; noise and an active server hav
 """
 
 import functools
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -107,7 +108,14 @@ def split_people(dataset: mx.data.Dataset, seed: int, auxiliary: int, *, sweep: 
 
 
 def trajectory(
-    setting: Setting, key: jax.Array, split: Split, sigma: float, mesh: jax.sharding.Mesh
+    setting: Setting,
+    key: jax.Array,
+    split: Split,
+    sigma: float,
+    mesh: jax.sharding.Mesh,
+    *,
+    every: int = 0,
+    folder: Path | None = None,
 ) -> mx.federation.Record:
     """Train from scratch under attack.
 
@@ -117,14 +125,23 @@ def trajectory(
       split: participants and auxiliary data.
       sigma: the noise, if the setting has any.
       mesh: spreads clients over devices.
+      every: rounds between checkpoints in `folder`; none for 0, and the run is one program.
+      folder: where an unfinished trajectory goes on from.
 
     Returns:
       Records of all rounds, on the host. Their metrics are the test accuracies
       `[rounds, clients]`; rows past the participants are padding.
     """
     train, test = (mx.data.pad(part, mesh.size) for part in (split.train, split.test))
-    record = _train(setting, mesh, key, train, test, split.auxiliary, jnp.float32(sigma))
-    return jax.device_get(record)
+    data = (key, train, test, split.auxiliary, jnp.float32(sigma))
+    if not every or folder is None:
+        return jax.device_get(_train(setting, mesh, *data)[1])
+
+    def advance(state: Any, rounds: int) -> tuple[Any, Any]:
+        return _train(setting._replace(rounds=rounds), mesh, *data, state)
+
+    start, _ = advance(None, 0)
+    return mx.checkpoint.run_segments(folder, key, advance, start, setting.rounds, every=every)[1]
 
 
 def units(setting: Setting, split: Split) -> mx.units.Units:
@@ -148,7 +165,8 @@ def _train(
     test: mx.data.ClientData,
     auxiliary: mx.data.ClientData,
     sigma: jax.Array,
-) -> mx.federation.Record:
+    state: mx.federation.FederationState | None = None,
+) -> tuple[mx.federation.FederationState, mx.federation.Record | None]:
     model = setting.model
     init_key, run_key = jax.random.split(key)
 
@@ -190,11 +208,11 @@ def _train(
         keep_updates=setting.keep_updates,
         mesh=mesh,
     )
-    params = _init(setting, init_key, train)
-    _, record = mx.federation.run(
-        run_key, federation, federation.init(params), train, setting.rounds
-    )
-    return record
+    if state is None:
+        state = federation.init(_init(setting, init_key, train))
+    if not setting.rounds:
+        return state, None
+    return mx.federation.run(run_key, federation, state, train, setting.rounds)
 
 
 def _materialized_mean(updates: Any, active: jax.Array) -> Any:

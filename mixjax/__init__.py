@@ -22,6 +22,7 @@ from mixjax._validate import InputError as InputError
 from mixjax.mixing import mix as mix
 
 if TYPE_CHECKING:
+    from mixjax import checkpoint as checkpoint
     from mixjax import datasets as datasets
     from mixjax import models as models
 
@@ -31,6 +32,7 @@ __all__ = [
     "InputError",
     "aggregation",
     "attacks",
+    "checkpoint",
     "client",
     "cohort",
     "data",
@@ -50,7 +52,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> ModuleType:
-    # flax, which only models need, takes longer to import than the rest of mixjax
-    if name in ("datasets", "models"):
+    # flax and orbax, which only these need, take longer to import than the rest of mixjax
+    if name in ("checkpoint", "datasets", "models"):
         return importlib.import_module(f"mixjax.{name}")
     raise AttributeError(f"module 'mixjax' has no attribute {name!r}")

@@ -12,6 +12,7 @@ PUBLIC = [
     "InputError",
     "aggregation",
     "attacks",
+    "checkpoint",
     "client",
     "cohort",
     "data",
@@ -34,6 +35,7 @@ DEFINED = {
     "attacks": "",
     "attacks.base": "Attack Prepare Probe Score",
     "attacks.sim": "active circumcenter cosine directions passive scores unit_cosine",
+    "checkpoint": "check_config latest restore run run_segments stop_on_signals",
     "client": "LocalResult LocalTraining LossFn local_training streamed",
     "cohort": "client_key default_chunk_size fold run zero_unless",
     "data": "Attribute ClientData Dataset Examples dirichlet iid pad pool preference_groups "
@@ -98,6 +100,7 @@ def test_importing_mixjax_is_light_and_models_are_loaded_when_asked_for() -> Non
 import sys
 import mixjax
 heavy = {"tensorflow", "tensorflow_datasets", "matplotlib", "flax", "seglearn", "torch", "sklearn"}
+heavy |= {"orbax"}
 loaded = heavy & set(sys.modules)
 assert not loaded, loaded
 mixjax.models.MLP

@@ -1,0 +1,279 @@
+"""The folder of a checkpointed run: its files, and which of them are good."""
+
+import contextlib
+import errno
+import hashlib
+import json
+import logging
+import os
+import shutil
+import warnings
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+
+from mixjax import _validate
+from mixjax.types import PRNGKey
+
+
+class Store(NamedTuple):
+    """The folder of one run.
+
+    Attributes:
+      folder: where it is.
+      run: what must be the same when the run resumes; None to compare nothing.
+      keep: how many states to keep.
+    """
+
+    folder: Path
+    run: dict[str, Any] | None
+    keep: int
+
+    @classmethod
+    def open(cls, folder: Path, run: dict[str, Any], keep: int) -> "Store":
+        """Make the folder, or take up one that is a run's."""
+        folder = folder.absolute()
+        _validate.check_run_folder(folder, ("records", "states"))
+        for path in (folder, folder / "records", folder / "states"):
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.chmod(0o700)
+        return cls(folder, run, keep)
+
+    def save(
+        self, start: int, stop: int, records: list[np.ndarray], state: list[np.ndarray]
+    ) -> None:
+        """Save the records of rounds start to stop - 1, and the state after them."""
+        try:
+            with replacing(self._records(start, stop)) as file:
+                np.savez(file, *records)
+            target = self._state(stop)
+            # orbax refuses empty arrays; `load` has them from the form
+            leaves = {str(index): leaf for index, leaf in enumerate(state) if leaf.size}
+            with _quiet(), contextlib.closing(ocp.PyTreeCheckpointer()) as checkpointer:
+                checkpointer.save(target, leaves, force=True)
+            content = {**(self.run or {}), "rounds": stop}
+            content["digest"] = _digest_files(target, content)
+            with replacing(target.with_suffix(".json")) as file:
+                file.write(json.dumps(content, indent=1).encode())
+        # orbax reports a full disk as one of several exceptions
+        except Exception as error:
+            with contextlib.suppress(OSError):
+                self._clean(start)
+            kept = f"round {start} is kept" if start else "nothing was saved before"
+            raise OSError(
+                f"could not save round {stop} of the run in {self.folder} "
+                f"({_reason(error)}); {kept}. Make room or mend the disk, and run the same again "
+                "to resume."
+            ) from error
+        for step in self.steps()[: -self.keep]:
+            self._forget(step)
+
+    def resume(self, rounds: int) -> int:
+        """How many rounds are done; removes what a stopped run left half done.
+
+        Raises:
+          InputError: if the folder is another run's, or none of its checkpoints is good.
+        """
+        bad = []
+        for step in reversed(self.steps()):
+            fault = self.fault(step)
+            if fault is None:
+                _validate.check_rounds_left(step, rounds, self.folder)
+                for message in bad:
+                    warnings.warn(f"{message}; going on from round {step}.", stacklevel=4)
+                self._clean(step)
+                return step
+            bad.append(f"skipped the checkpoint of round {step} in {self.folder}: {fault}")
+        # a run killed before its first checkpoint has one records file at most
+        records = list((self.folder / "records").glob("*.npz"))
+        _validate.check_any_checkpoint(bad, len(records) > 1, self.folder)
+        self._clean(0)
+        return 0
+
+    def load(self, step: int, form: list[np.ndarray]) -> list[np.ndarray]:
+        """The leaves saved after so many rounds, in the order of `form`."""
+        with contextlib.closing(ocp.PyTreeCheckpointer()) as checkpointer:
+            leaves = checkpointer.restore(self._state(step))
+        found = [leaves.get(str(index), like) for index, like in enumerate(form)]
+        _validate.check_same_leaves(form, found, self.folder)
+        return found
+
+    def check_records(self, like: Any) -> None:
+        """Refuse to add records shaped like `like` to others."""
+        for _, path in self._chain(None)[:1]:
+            _validate.check_same_records(jax.tree.leaves(like), _read(path), path)
+
+    def load_records(self, rounds: int, like: Any) -> Any:
+        """The records of all rounds, shaped like a segment's."""
+        leaves = [np.empty((rounds, *form.shape[1:]), form.dtype) for form in jax.tree.leaves(like)]
+        for start, path in self._chain(rounds):
+            for whole, part in zip(leaves, _read(path), strict=True):
+                # NumPy's files don't know the dtypes that JAX adds, such as bfloat16
+                whole[start : start + len(part)] = part.view(whole.dtype)
+        return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+    def fault(self, step: int) -> str | None:
+        """What makes a checkpoint useless; None if it is good."""
+        try:
+            content = json.loads(self._state(step).with_suffix(".json").read_bytes())
+            digest = content.pop("digest")
+        except (OSError, ValueError, KeyError, AttributeError):
+            return "its description can't be read"
+        if _digest_files(self._state(step), content) != digest:
+            return "its files are not those that were written"
+        if self.run is not None:
+            _validate.check_same_run(content, self.run, self.folder)
+        end = 0
+        for start, path in self._chain(step):
+            if start != end or not _whole(path):
+                return f"its records, {path.name}, are incomplete or damaged"
+            end = _span(path)[1]
+        return None if end == step else f"the records of rounds {end} to {step - 1} are missing"
+
+    def steps(self) -> list[int]:
+        return sorted(int(path.stem) for path in (self.folder / "states").glob("*.json"))
+
+    def _state(self, step: int) -> Path:
+        return self.folder / "states" / f"{step:08d}"
+
+    def _records(self, start: int, stop: int) -> Path:
+        return self.folder / "records" / f"{start:08d}-{stop:08d}.npz"
+
+    def _chain(self, rounds: int | None) -> list[tuple[int, Path]]:
+        """The records' files up to some round, or all, in order, with their first round."""
+        files = sorted((self.folder / "records").glob("*.npz"))
+        return [
+            (_span(path)[0], path) for path in files if rounds is None or _span(path)[1] <= rounds
+        ]
+
+    def _forget(self, step: int) -> None:
+        self._state(step).with_suffix(".json").unlink()
+        shutil.rmtree(self._state(step), ignore_errors=True)
+
+    def _clean(self, done: int) -> None:
+        """Remove what is newer than the last good checkpoint, or was never finished."""
+        for step in self.steps():
+            if step > done:
+                self._forget(step)
+        for path in (self.folder / "states").iterdir():
+            if path.is_dir() and not path.with_name(f"{path.name}.json").exists():
+                shutil.rmtree(path, ignore_errors=True)
+        for path in (self.folder / "records").iterdir():
+            if path.suffix == ".npz" and _span(path)[1] > done:
+                path.unlink()
+        for path in self.folder.glob("*/*.partial"):
+            path.unlink()
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Any]:
+    """A binary file that appears under its name complete, or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with partial.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without orbax's log, which has a traceback for each thread that meets a full disk."""
+    logger = logging.getLogger("absl")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
+
+
+def _reason(error: Exception) -> str:
+    """The system's words for why writing failed, if it was the system."""
+    text = f"{type(error).__name__}: {error}"
+    known = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES)
+    said = [os.strerror(number) for number in known if os.strerror(number) in text]
+    return said[0] if said else text.splitlines()[0][:200]
+
+
+def _read(path: Path) -> list[np.ndarray]:
+    with np.load(path) as file:
+        return [file[f"arr_{index}"] for index in range(len(file.files))]
+
+
+def _is_key(leaf: Any) -> bool:
+    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def untyped(tree: Any) -> Any:
+    """The tree with typed keys as their data."""
+    return jax.tree.map(
+        lambda leaf: jax.random.key_data(leaf) if _is_key(leaf) else jnp.asarray(leaf), tree
+    )
+
+
+def pack(tree: Any) -> list[np.ndarray]:
+    """The leaves as arrays of the host; typed keys as their data."""
+    return [np.asarray(leaf) for leaf in jax.device_get(jax.tree.leaves(untyped(tree)))]
+
+
+def unpack(leaves: list[np.ndarray], like: Any) -> Any:
+    """The tree that `pack` made leaves of, on the default device."""
+    typed = [
+        jax.random.wrap_key_data(jnp.asarray(leaf), impl=jax.random.key_impl(form))
+        if _is_key(form)
+        else jnp.asarray(leaf)
+        for leaf, form in zip(leaves, jax.tree.leaves(like), strict=True)
+    ]
+    return jax.tree.unflatten(jax.tree.structure(like), typed)
+
+
+def identity(key: PRNGKey, state: Any, config: dict[str, Any]) -> dict[str, Any]:
+    """What a run is compared by when it resumes."""
+    return {
+        "config": config,
+        "key_kind": str(jax.random.key_impl(key)),
+        "key": digest_arrays(pack(key)),
+        "start": digest_arrays(pack(state)),
+    }
+
+
+def digest_arrays(leaves: list[np.ndarray]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for leaf in leaves:
+        digest.update(f"{leaf.dtype}{leaf.shape}".encode())
+        digest.update(leaf.tobytes())
+    return digest.hexdigest()
+
+
+def _digest_files(folder: Path, content: dict[str, Any]) -> str:
+    """Of a folder's files and of what is said about them."""
+    digest = hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16)
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            digest.update(str(path.relative_to(folder)).encode())
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "blake2b").digest())
+    return digest.hexdigest()
+
+
+def _span(path: Path) -> tuple[int, int]:
+    start, stop = path.stem.split("-")
+    return int(start), int(stop)
+
+
+def _whole(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as file:
+            return file.testzip() is None
+    except (OSError, ValueError, RuntimeError, zipfile.BadZipFile):
+        return False

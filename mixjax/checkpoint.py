@@ -1,0 +1,253 @@
+"""Runs that survive: saved every few rounds, resumed to the same bits.
+
+A run's folder holds
+
+    records/00000000-00000005.npz   the records of rounds 0 to 4, written once
+    states/00000005/                the state after 5 rounds, by orbax
+    states/00000005.json            written last: what makes that state valid
+
+Each appears by renaming, so a kill at any moment costs at most the rounds since the last save.
+
+The state is saved with the run's key, from which every random number follows: the clients'
+examples and noise, and the permutations of every mixing. Whoever reads the folder can undo the
+mixing; it is made for its owner alone (mode 0700) and must not be shared.
+"""
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+
+from mixjax import _store, _validate
+from mixjax import federation as federation_lib
+from mixjax.data import ClientData
+from mixjax.federation import Federation, FederationState, Record
+from mixjax.types import PRNGKey
+
+State = TypeVar("State")
+
+
+def run(
+    folder: str | os.PathLike[str],
+    key: PRNGKey,
+    federation: Federation,
+    state: FederationState,
+    data: ClientData,
+    rounds: int,
+    *,
+    every: int,
+    minutes: float | None = None,
+    keep: int = 2,
+    config: dict[str, Any] | None = None,
+) -> tuple[FederationState, Record]:
+    """`federation.run` in segments, saved in `folder`; called again, it goes on from there.
+
+    See `run_segments` for the arguments it shares with this.
+
+    Args:
+      folder: the run's own, new or empty at first.
+      key: the run's key.
+      federation: see `federation.fedavg`.
+      state: where the run starts, also when it resumes.
+      data: the cohort. It is not saved, so a resumed run must be given the same; put what it
+        was made from into `config`.
+      rounds: how many in all. May grow from call to call.
+      every: rounds of a segment.
+      minutes: see `run_segments`.
+      keep: see `run_segments`.
+      config: see `run_segments`.
+
+    Returns:
+      The last state, and the records of all rounds as NumPy arrays: those of
+      `federation.run(key, federation, state, data, rounds)`.
+
+    Guarantees: a run that was stopped, however often, ends with the same bits as one that was
+    not. With another chunk size or mesh after a stop the clients' randomness and the origins
+    stay the same, and the rest equal up to the order of summation.
+    """
+
+    def advance(state: Any, count: int) -> tuple[Any, Any]:
+        return federation_lib.run(key, federation, state, data, count)
+
+    options = {"every": every, "minutes": minutes, "keep": keep, "config": config}
+    return run_segments(folder, key, advance, state, rounds, **options)
+
+
+def run_segments(
+    folder: str | os.PathLike[str],
+    key: PRNGKey,
+    advance: Callable[[State, int], tuple[State, Any]],
+    state: State,
+    rounds: int,
+    *,
+    every: int,
+    minutes: float | None = None,
+    keep: int = 2,
+    config: dict[str, Any] | None = None,
+) -> tuple[State, Any]:
+    """Run rounds by calling `advance` once for each segment, and save what it returns.
+
+    SIGTERM and the first SIGINT end the run after the segment at hand: it is saved, a line on
+    the standard error says so, and the process exits with 128 plus the signal's number
+    (SystemExit). A second SIGINT leaves at once.
+
+    Args:
+      folder: the run's own, new or empty at first.
+      key: saved, and compared on resuming.
+      advance: `(state, rounds) -> (state, records)`, the records with a leading rounds axis; of
+        one compiled program for all segments. It gets the state on the default device.
+      state: a pytree of arrays where the run starts, also when it resumes.
+      rounds: how many in all.
+      every: rounds of a segment. Resume with the same number to get the same bits: compilers
+        may order the sums of another program differently.
+      minutes: save after the first segment that ends so long after the last save; after each
+        segment by default.
+      keep: how many states to keep, the last ones.
+      config: what the run depends on, as JSON values; saved, and compared on resuming.
+
+    Returns:
+      The last state, and the records of all rounds as NumPy arrays.
+
+    Raises:
+      InputError: for another key, starting state or config than the folder's, or a folder
+        without a usable checkpoint.
+      OSError: when saving fails, such as on a full disk; what was saved before is kept.
+    """
+    _validate.check_key(key)
+    for value, name in ((rounds, "rounds"), (every, "every"), (keep, "keep")):
+        _validate.check_positive(value, name, integer=True)
+    if minutes is not None:
+        _validate.check_non_negative(minutes, "minutes")
+    settings = _validate.check_json({} if config is None else config, "config")
+    now = _store.unpack(_store.pack(state), state)
+    # tracing it once refuses bad input before anything is written, and tells the records' shapes
+    like = jax.eval_shape(lambda state: _store.untyped(advance(state, every)[1]), now)
+
+    store = _store.Store.open(Path(folder), _store.identity(key, state, settings), keep)
+    done = store.resume(rounds)
+    if done:
+        store.check_records(like)
+        now = _store.unpack(store.load(done, _store.pack((key, state))), (key, state))[1]
+    with stop_on_signals(f"saving the run in {store.folder} after this segment") as stopped:
+        unsaved: list[list[np.ndarray]] = []
+        saved, saved_at = done, time.monotonic()
+        while done < rounds:
+            count = min(every, rounds - done)
+            now, records = advance(now, count)
+            now = _store.unpack(_store.pack(now), state)
+            unsaved.append(_store.pack(records))
+            done += count
+            due = time.monotonic() - saved_at >= 60 * (minutes or 0)
+            if due or done == rounds or stopped():
+                columns = [np.concatenate(parts) for parts in zip(*unsaved, strict=True)]
+                store.save(saved, done, columns, _store.pack((key, now)))
+                unsaved, saved, saved_at = [], done, time.monotonic()
+            if stopped() and done < rounds:
+                print(
+                    f"stopped after round {done} of {rounds}, which is saved in {store.folder}. "
+                    "Run the same again to resume.",
+                    file=sys.stderr,
+                )
+                raise SystemExit(128 + stopped())
+    return now, store.load_records(rounds, like)
+
+
+def latest(folder: str | os.PathLike[str]) -> int | None:
+    """The number of rounds that the last checkpoint of a run's folder has; None without one."""
+    steps = [int(path.stem) for path in Path(folder, "states").glob("*.json")]
+    return max(steps, default=None)
+
+
+def restore(
+    folder: str | os.PathLike[str], key: PRNGKey, state: State
+) -> tuple[PRNGKey, State, int]:
+    """The last good checkpoint of a run, to look at or to use elsewhere.
+
+    Args:
+      folder: a run's.
+      key: any of the run key's kind.
+      state: any with the structure, shapes and dtypes of the run's, such as its start.
+
+    Returns:
+      The run's key, its state, and the number of rounds done.
+
+    Raises:
+      InputError: if the folder has no good checkpoint.
+    """
+    store = _store.Store(Path(folder), None, 0)
+    good = [step for step in store.steps() if store.fault(step) is None]
+    _validate.check_any_checkpoint([], not good, store.folder)
+    form = (key, state)
+    return *_store.unpack(store.load(good[-1], _store.pack(form)), form), good[-1]
+
+
+def check_config(saved: dict[str, Any], config: dict[str, Any], where: str) -> None:
+    """Refuse to resume under another config, and say what differs, key by key.
+
+    Args:
+      saved: the config that results were made under.
+      config: the present one.
+      where: the file or folder of the saved one, for the message.
+
+    Raises:
+      InputError: if they differ as JSON.
+    """
+    _validate.check_same_config(saved, _validate.check_json(config, "config"), where)
+
+
+@contextlib.contextmanager
+def stop_on_signals(what: str) -> Iterator[Callable[[], int]]:
+    """Note SIGTERM and SIGINT instead of dying of them; a second SIGINT still ends the process.
+
+    A thread watches for them, since Python's own handlers wait for compiled code to return.
+    Outside the main thread, where Python can't take signals over, nothing changes.
+
+    Args:
+      what: what happens next, told on the standard error when the first signal comes.
+
+    Yields:
+      A function that tells the number of the first signal so far, or 0.
+    """
+    caught: list[int] = []
+    handled = [
+        number
+        for number in (signal.SIGINT, signal.SIGTERM)
+        # None: a handler that Python can't put back
+        if signal.getsignal(number) not in (signal.SIG_IGN, None)
+    ]
+    if threading.current_thread() is not threading.main_thread() or not handled:
+        yield lambda: 0
+        return
+
+    def watch() -> None:
+        while number := int.from_bytes(os.read(reader, 1)):
+            if number == signal.SIGINT and number in caught:
+                os._exit(128 + number)
+            if number in handled and not caught:
+                name = signal.Signals(number).name
+                print(f"{name}: {what}; Ctrl-C leaves at once.", file=sys.stderr, flush=True)
+            caught.append(number)
+
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    watcher = threading.Thread(target=watch, name="signals", daemon=True)
+    watcher.start()
+    wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    before = {number: signal.signal(number, lambda *_: None) for number in handled}
+    try:
+        yield lambda: caught[0] if caught else 0
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(wakeup)
+        os.close(writer)
+        watcher.join()
+        os.close(reader)

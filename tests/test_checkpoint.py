@@ -1,0 +1,419 @@
+"""A run in segments is the run in one; stopped, changed and damaged runs."""
+
+import functools
+import os
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import mixjax as mx
+
+CLIENTS, ROUNDS, EVERY = 4, 5, 2
+KEY = jax.random.key(3)
+CONFIG = {"rate": 0.1, "model": {"width": 2}, "layers": (1, 2)}
+
+
+def loss_fn(params: Any, batch: Any, key: Any) -> jax.Array:
+    del key
+    return jnp.square(batch["x"] @ params["in"]["w"] @ params["out"]["w"] - batch["y"])
+
+
+LOCAL = mx.client.local_training(loss_fn, optax.sgd(0.1), batch_size=2)
+PARAMS = {"in": {"w": jnp.ones((3, 2))}, "out": {"w": jnp.array([0.5, -0.5])}}
+
+
+@functools.cache
+def cohort() -> mx.data.ClientData:
+    rng = np.random.default_rng(0)
+    return mx.data.stack(
+        [
+            {"x": rng.normal(size=(n, 3)).astype("f4"), "y": rng.normal(size=n).astype("f4")}
+            for n in (3, 4, 2, 4)
+        ]
+    )
+
+
+def dither() -> optax.GradientTransformation:
+    """An optimizer whose state is a typed key."""
+
+    def update(steps: Any, key: Any, params: Any = None) -> Any:
+        del params
+        key, own = jax.random.split(key)
+        return jax.tree.map(lambda step: step + 0.1 * jax.random.normal(own), steps), key
+
+    return optax.GradientTransformation(lambda _: jax.random.key(8), update)
+
+
+@functools.cache
+def federation(**options: Any) -> mx.federation.Federation:
+    return mx.federation.fedavg(
+        LOCAL,
+        server_optimizer=optax.chain(dither(), optax.sgd(1.0, momentum=0.5)),
+        defence=mx.defences.mixnn(),
+        attack=mx.attacks.sim.passive(mx.data.take(cohort(), [0, 1])),
+        **options,
+    )
+
+
+def run(folder: Path, rounds: int = ROUNDS, fed: Any = None, **options: Any) -> Any:
+    fed = federation() if fed is None else fed
+    arguments = {"key": KEY, "state": fed.init(PARAMS), "config": CONFIG, "every": EVERY} | options
+    return mx.checkpoint.run(folder, federation=fed, data=cohort(), rounds=rounds, **arguments)
+
+
+@functools.cache
+def whole() -> Any:
+    fed = federation()
+    return mx.federation.run(KEY, fed, fed.init(PARAMS), cohort(), ROUNDS)
+
+
+def plain(tree: Any) -> Any:
+    return jax.tree.map(
+        lambda leaf: np.asarray(
+            jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
+        ),
+        tree,
+    )
+
+
+def assert_equal(one: Any, other: Any) -> None:
+    chex.assert_trees_all_equal(plain(one), plain(other), strict=True)
+
+
+def files(folder: Path) -> set[str]:
+    return {path.name for name in ("records", "states") for path in (folder / name).iterdir()}
+
+
+def flip_a_byte(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    path.write_bytes(bytes(content))
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run, not to be changed."""
+    folder = tmp_path_factory.mktemp("runs") / "done"
+    run(folder)
+    return folder
+
+
+@pytest.fixture
+def copy(done: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(done, tmp_path / "copy")
+
+
+def never(*_: Any) -> Any:
+    raise AssertionError("finished rounds ran again")
+
+
+def test_segments_are_the_run_in_one(done: Path) -> None:
+    # a finished run is read back
+    assert_equal(run(done), whole())
+
+
+def test_done_rounds_are_not_run_again(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {path: path.stat().st_mtime_ns for path in copy.rglob("*") if path.is_file()}
+    fed = federation()
+    monkeypatch.setattr(fed.__class__, "step", never)
+    run(copy)
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+
+
+def test_a_run_can_be_made_longer(tmp_path: Path) -> None:
+    run(tmp_path, 2)
+    run(tmp_path, 4)
+    assert mx.checkpoint.latest(tmp_path) == 4
+    assert_equal(run(tmp_path), whole())
+
+
+def test_records_are_written_once_and_the_last_states_kept(done: Path) -> None:
+    assert files(done) == {
+        "00000000-00000002.npz",
+        "00000002-00000004.npz",
+        "00000004-00000005.npz",
+        "00000004",
+        "00000004.json",
+        "00000005",
+        "00000005.json",
+    }
+    assert mx.checkpoint.latest(done) == 5
+
+
+def test_minutes_save_seldom_and_change_nothing(tmp_path: Path) -> None:
+    assert_equal(run(tmp_path, minutes=60), whole())
+    assert files(tmp_path) == {"00000000-00000005.npz", "00000005", "00000005.json"}
+
+
+def test_restore_gives_key_and_state_back(done: Path) -> None:
+    like = federation().init(jax.tree.map(jnp.zeros_like, PARAMS))
+    key, state, rounds = mx.checkpoint.restore(done, jax.random.key(0), like)
+    assert rounds == ROUNDS
+    assert_equal((key, state), (KEY, whole()[0]))
+
+
+def test_other_kinds_of_key_and_dtypes_survive(tmp_path: Path) -> None:
+    state = {
+        "half": jnp.arange(3, dtype=jnp.bfloat16),
+        "empty": jnp.zeros((0, 2)),
+        "key": jax.random.key(1, impl="rbg"),
+        "flag": jnp.bool_(True),
+        "round": jnp.int32(0),
+    }
+
+    def advance(state: Any, rounds: int) -> Any:
+        records = {"half": jnp.tile(state["half"], (rounds, 1)), "nothing": None}
+        return {**state, "round": state["round"] + rounds}, records
+
+    key = jax.random.key(0, impl="rbg")
+    for rounds in (2, 4):
+        last, records = mx.checkpoint.run_segments(tmp_path, key, advance, state, rounds, every=2)
+        assert_equal(last, {**state, "round": np.int32(rounds)})
+        assert records["nothing"] is None
+        assert_equal(records["half"], jnp.tile(state["half"], (rounds, 1)))
+
+
+@pytest.mark.parametrize("options", [{"chunk_size": 3}, {"mesh": 2}])
+def test_resumed_with_another_layout_it_is_equal_up_to_summation(
+    options: dict[str, Any], copy: Path
+) -> None:
+    if "mesh" in options:
+        options = {"mesh": mx.sharding.clients_mesh(options["mesh"])}
+    fed = federation(**options)
+    state, records = run(copy, 7, fed)
+    other = federation()
+    expected = mx.federation.run(KEY, other, other.init(PARAMS), cohort(), 7)
+    assert_equal(records.truth.origins, expected[1].truth.origins)
+    assert_equal(jax.tree.map(lambda leaf: leaf[:ROUNDS], records), whole()[1])
+    chex.assert_trees_all_close(plain((state, records)), plain(expected), rtol=2e-5, atol=1e-6)
+
+
+def test_the_folder_is_closed_to_others(done: Path) -> None:
+    assert stat.S_IMODE(done.stat().st_mode) == 0o700
+
+
+def damage_state(folder: Path) -> None:
+    found = [path for path in (folder / "states" / "00000005").rglob("*") if path.is_file()]
+    flip_a_byte(max(found, key=lambda path: path.stat().st_size))
+
+
+def damage_description(folder: Path) -> None:
+    flip_a_byte(folder / "states" / "00000005.json")
+
+
+def cut_state(folder: Path) -> None:
+    shutil.rmtree(folder / "states" / "00000005")
+
+
+def damage_records(folder: Path) -> None:
+    flip_a_byte(folder / "records" / "00000004-00000005.npz")
+
+
+def cut_records(folder: Path) -> None:
+    path = folder / "records" / "00000004-00000005.npz"
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def lose_records(folder: Path) -> None:
+    (folder / "records" / "00000004-00000005.npz").unlink()
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (damage_state, "its files are not those that were written"),
+        (damage_description, r"can't be read|not those that were written"),
+        (cut_state, "its files are not those that were written"),
+        (damage_records, "00000004-00000005.npz, are incomplete or damaged"),
+        (cut_records, "00000004-00000005.npz, are incomplete or damaged"),
+        (lose_records, "the records of rounds 4 to 4 are missing"),
+    ],
+)
+def test_a_damaged_checkpoint_costs_the_rounds_since_the_one_before(
+    damage: Callable[[Path], None], message: str, copy: Path
+) -> None:
+    damage(copy)
+    with pytest.warns(
+        UserWarning, match=f"round 5 in .*copy: .*{message}.*; going on from round 4"
+    ):
+        result = run(copy)
+    assert_equal(result, whole())
+    assert len(files(copy)) == 7
+
+
+def test_without_a_good_checkpoint_it_says_what_to_do(copy: Path) -> None:
+    damage_state(copy)
+    flip_a_byte(copy / "states" / "00000004.json")
+    message = r"no good checkpoint in .*copy.\n.*round 5.*\n.*round 4.*\n.*or delete it to start"
+    with pytest.raises(mx.InputError, match=message):
+        run(copy)
+    with pytest.raises(mx.InputError, match="no good checkpoint"):
+        mx.checkpoint.restore(copy, KEY, federation().init(PARAMS))
+
+
+def test_records_without_a_checkpoint_are_not_lost_silently(copy: Path) -> None:
+    shutil.rmtree(copy / "states")
+    with pytest.raises(mx.InputError, match="no good checkpoint"):
+        run(copy)
+    assert len(list((copy / "records").iterdir())) == 3
+
+
+def test_what_a_kill_leaves_half_done_is_removed(copy: Path) -> None:
+    (copy / "records" / "00000005-00000007.npz").write_bytes(b"whole, but not yet described")
+    (copy / "records" / "00000005-00000007.npz.partial").write_bytes(b"torn")
+    shutil.copytree(copy / "states/00000005", copy / "states/00000007")
+    shutil.copytree(copy / "states/00000005", copy / "states/00000007.orbax-checkpoint-tmp")
+    before = files(copy) - {name for name in files(copy) if "00000007" in name}
+    assert_equal(run(copy), whole())
+    assert files(copy) == before
+
+
+REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
+    "another config": (
+        {"config": {"rate": 0.2, "model": {"width": 2, "depth": 3}}},
+        r"differs in\n  rate: 0.1 there, 0.2 now\n  layers: \[1, 2\] there, absent now\n"
+        r"  model.depth: absent there, 3 now\n",
+    ),
+    "another key": ({"key": jax.random.key(4)}, "expected the key of the run in"),
+    "another kind of key": ({"key": jax.random.key(3, impl="rbg")}, "expected the kind of key"),
+    "another start": (
+        {"state": federation().init({**PARAMS, "out": {"w": jnp.zeros(2)}})},
+        "expected the starting state of the run",
+    ),
+    "fewer rounds": ({"rounds": 3}, "at least the 5 rounds that the run in .* has done; got 3"),
+    "no rounds a segment": ({"every": 0}, "expected every to be a whole number of at least 1"),
+    "nothing kept": ({"keep": 0}, "expected keep to be a whole number of at least 1"),
+    "negative minutes": ({"minutes": -1.0}, "expected minutes to be at least 0"),
+    "a config that is no JSON": ({"config": {"x": KEY}}, "expected JSON values in config"),
+}
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("name", REFUSALS)
+def test_resuming_something_else_is_refused(name: str, done: Path) -> None:
+    options, message = REFUSALS[name]
+    with pytest.raises(mx.InputError, match=message):
+        run(done, **options)
+
+
+def test_bad_data_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    fed = federation()
+    nobody = cohort()._replace(active=jnp.zeros(CLIENTS, bool))
+    with pytest.raises(mx.InputError, match="all 4 are inactive"):
+        mx.checkpoint.run(tmp_path / "run", KEY, fed, fed.init(PARAMS), nobody, 2, every=1)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(mx.InputError, match=r"new or empty folder, or a run's; .*'thesis.tex'"):
+        run(tmp_path)
+    with pytest.raises(mx.InputError, match=r"thesis.tex is a file"):
+        run(tmp_path / "thesis.tex")
+
+
+def test_other_numbers_of_clients_do_not_join(copy: Path) -> None:
+    fed = federation()
+    padded = mx.data.pad(cohort(), 6)
+    with pytest.raises(mx.InputError, match=r"shaped like those of earlier.*\[\[4\].*\[\[6\]"):
+        mx.checkpoint.run(copy, KEY, fed, fed.init(PARAMS), padded, 7, every=EVERY, config=CONFIG)
+
+
+def counting(signals: list[int], at: int) -> Callable[[Any, int], Any]:
+    """Adds up; sends itself signals in some segment."""
+
+    def advance(state: Any, rounds: int) -> Any:
+        if state == at:
+            for number in signals:
+                os.kill(os.getpid(), number)
+            time.sleep(0.2)
+        return state + np.int32(rounds), state + np.arange(1, rounds + 1, dtype=np.int32)
+
+    return advance
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_leaves(
+    number: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def go(signals: list[int]) -> Any:
+        return mx.checkpoint.run_segments(
+            tmp_path, KEY, eager(counting(signals, 4)), np.int32(0), 10, every=2, minutes=60
+        )
+
+    handler = signal.getsignal(number)
+    with pytest.raises(SystemExit) as left:
+        go([number])
+    assert left.value.code == 128 + number
+    said = capsys.readouterr().err
+    assert f"{signal.Signals(number).name}: saving the run in" in said
+    assert "stopped after round 6 of 10, which is saved in" in said
+    assert "Run the same again to resume." in said
+    assert signal.getsignal(number) is handler
+    assert mx.checkpoint.latest(tmp_path) == 6
+    state, records = go([])
+    assert state == 10
+    np.testing.assert_array_equal(records, np.arange(1, 11))
+
+
+def eager(advance: Callable[[Any, int], Any]) -> Callable[[Any, int], Any]:
+    """Traced for shapes, it has no side effects."""
+
+    def either(state: Any, rounds: int) -> Any:
+        if isinstance(state, jax.core.Tracer):
+            return state, state + jnp.arange(rounds, dtype=jnp.int32)
+        return advance(state, rounds)
+
+    return either
+
+
+def test_a_second_interrupt_leaves_at_once() -> None:
+    program = """
+import hashlib, sys
+import mixjax
+with mixjax.checkpoint.stop_on_signals("finishing"):
+    print("ready", flush=True)
+    # compiled code that runs for hours
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)
+"""
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as child:
+        assert child.stdout is not None
+        assert child.stderr is not None
+        try:
+            assert child.stdout.readline() == "ready\n"
+            child.send_signal(signal.SIGINT)
+            assert child.stderr.readline() == "SIGINT: finishing; Ctrl-C leaves at once.\n"
+            child.send_signal(signal.SIGINT)
+            assert child.wait(timeout=60) == 130
+        finally:
+            child.kill()
+
+
+def test_saving_leaves_no_threads_and_no_files_open(tmp_path: Path) -> None:
+    def go(rounds: int) -> None:
+        advance = eager(counting([], -1))
+        mx.checkpoint.run_segments(tmp_path, KEY, advance, np.int32(0), rounds, every=1)
+
+    go(2)
+    threads, opened = threading.active_count(), len(os.listdir("/proc/self/fd"))
+    go(20)
+    assert threading.active_count() == threads
+    assert len(os.listdir("/proc/self/fd")) <= opened
+    assert len(files(tmp_path)) == 20 + 2 * 2

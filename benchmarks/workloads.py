@@ -26,7 +26,7 @@ ATTRIBUTES = 2
 def model(workload: str) -> nn.Module:
     """The workload's network."""
     if workload == "cnn":
-        return mx.models.ImageCNN(classes=10, hidden=(128,))
+        return mx.models.ImageCNN(classes=10, hidden=(128,), groups=0)
     return mx.models.MLP(classes=4, hidden=(128, 64))
 
 

@@ -20,7 +20,7 @@ import rich.table
 import tyro
 
 import mixjax as mx
-from experiments import figures, metrics, results, resume, training
+from experiments import figures, metrics, results, resume, tasks, training
 from experiments.metrics import Case
 
 DefenceName = Literal["none", "noisy", "shuffle", "mixnn", "mixnn_proxy"]
@@ -31,8 +31,10 @@ AttackName = Literal["passive", "active"]
 class Config:
     """Evaluate utility and ∇Sim under plain FL, noise, the shuffle control and MixNN."""
 
-    dataset: Literal["watch"] = "watch"
+    dataset: tasks.DatasetName = "watch"
     """Which data to run on."""
+    data_dir: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """The folder with the dataset's files, or of TensorFlow Datasets."""
     defences: tuple[DefenceName, ...] = ("none", "noisy", "shuffle", "mixnn", "mixnn_proxy")
     """What stands between the clients and the server."""
     attacks: tuple[AttackName, ...] = ("passive", "active")
@@ -41,17 +43,21 @@ class Config:
     """Rounds of federated learning."""
     seeds: int = 20
     """Repetitions, each with its own people as participants."""
-    noise: tuple[float, ...] = (0.02, 0.1, 0.3)
-    """Standard deviations of the noisy gradient."""
     list_size: int = 5
     """Entries in each list of the proxy."""
-    auxiliary: int = 3
+    participants: int = 20
+    """Who takes part, where participants are dealt from a pool of images."""
+    per_client: int = 500
+    """Training examples of each, where participants are dealt from a pool of images."""
+    noise: tuple[float, ...] | None = None
+    """Standard deviations of the noisy gradient; the dataset's by default, as all below."""
+    auxiliary: int | None = None
     """How many people the server has auxiliary data of."""
-    epochs: int = 1
+    epochs: int | None = None
     """Local epochs a round."""
-    batch_size: int = 16
+    batch_size: int | None = None
     """Examples a local step."""
-    learning_rate: float = 0.05
+    learning_rate: float | None = None
     """Of local SGD."""
     momentum: float = 0.9
     """Of local SGD."""
@@ -95,7 +101,7 @@ def plan(config: Config) -> list[Job]:
         if "noisy" in config.defences:
             jobs += [
                 Job(attack, sigma, False, [Case("noisy", attack, sigma=sigma)])
-                for sigma in config.noise
+                for sigma in config.noise or ()
             ]
     return jobs
 
@@ -107,10 +113,14 @@ def main(config: Config) -> None:
       InputError: for options that don't fit the data.
     """
     started = time.perf_counter()
+    config = with_defaults(config)
     check(config)
+    assert config.auxiliary is not None
     console = rich.console.Console()
     with console.status(f"loading {config.dataset}"):
-        dataset = mx.datasets.watch()
+        dataset = tasks.TASKS[config.dataset].load(
+            config.data_dir, config.participants + config.auxiliary, config.per_client
+        )
         training.split_people(dataset, 0, config.auxiliary, sweep=False)
     out = config.out or Path("results") / config.dataset
     options = results.config_dict(config)
@@ -180,9 +190,18 @@ def main(config: Config) -> None:
     )
 
 
+def with_defaults(config: Config) -> Config:
+    """The options, with the dataset's own where none were given."""
+    task = tasks.TASKS[config.dataset]
+    names = ("noise", "auxiliary", "epochs", "batch_size", "learning_rate")
+    missing = {name: getattr(task, name) for name in names if getattr(config, name) is None}
+    return dataclasses.replace(config, **missing)
+
+
 def check(config: Config) -> None:
     """Refuse options that make no run."""
-    for name in ("rounds", "seeds", "list_size", "auxiliary", "epochs", "batch_size"):
+    sizes = ("rounds", "seeds", "list_size", "auxiliary", "epochs", "batch_size", "participants")
+    for name in (*sizes, "per_client"):
         if getattr(config, name) < 1:
             raise mx.InputError(
                 f"expected --{name.replace('_', '-')} of at least 1; got {getattr(config, name)}."
@@ -193,7 +212,7 @@ def check(config: Config) -> None:
         )
     if not config.defences or not config.attacks:
         raise mx.InputError("expected at least one of --defences and one of --attacks.")
-    bad = [sigma for sigma in config.noise if not sigma > 0]
+    bad = [sigma for sigma in config.noise or () if not sigma > 0]
     if "noisy" in config.defences and (bad or not config.noise):
         raise mx.InputError(
             f"expected standard deviations greater than 0 for --noise; got {config.noise}. "
@@ -211,9 +230,12 @@ def run_job(
     checkpoints: Path,
 ) -> results.Rows:
     """Train one trajectory and evaluate every case that follows from it."""
+    assert config.epochs is not None
+    assert config.batch_size is not None
+    assert config.learning_rate is not None
     sweep = job.attack == "passive" and job.sigma is None
     setting = training.Setting(
-        model=mx.models.SensorCNN(classes=len(dataset.classes)),
+        model=tasks.TASKS[config.dataset].model(len(dataset.classes)),
         attack=job.attack,
         noisy=job.sigma is not None,
         mixed=job.mixed,
@@ -243,8 +265,8 @@ def run_job(
         mixed = record
         if not job.mixed:
             mixed = metrics.mix_record(jax.random.fold_in(proxy_key, index), record, case)
-        values = len(dataset.attribute.values)
-        fresh += metrics.rows(case, seed, mixed, split.truth, values, units)
+        draws_key = jax.random.fold_in(proxy_key, len(job.cases) + index)
+        fresh += metrics.rows(case, seed, mixed, split, units, draws_key)
     return fresh
 
 

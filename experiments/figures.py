@@ -116,6 +116,19 @@ def _per_round(cases: Cases, attacks: list[str], name: str, ylabel: str, chance:
     return figure
 
 
+def _means(intervals: list[mx.evaluation.Interval]) -> tuple[np.ndarray, np.ndarray]:
+    """Means, and their distances to both ends, in percent."""
+    mean, low, high = (
+        100 * np.array([getattr(one, name) for one in intervals])
+        for name in ("mean", "low", "high")
+    )
+    return mean, np.array([mean - low, high - mean])
+
+
+def _unit_names(units: list[str]) -> list[str]:
+    return [unit.split("/")[-1].replace("_", " ").lower() for unit in units]
+
+
 def _chance_line(axis: Axes, cases: Cases) -> None:
     level = np.mean([rows[0]["chance"] for seeds in cases.values() for rows in seeds.values()])
     axis.axhline(100 * level, color="black", linestyle=(0, (1, 2)), linewidth=1.2, label="chance")
@@ -145,15 +158,17 @@ def _background(cases: Cases, attacks: list[str]) -> Figure | None:
         return None
     figure, (axis,) = _panels(["passive"])
     for case, seeds in known.items():
-        levels = np.array([rows[-1]["background"] for rows in seeds.values()])
-        intervals = [mx.evaluation.bootstrap(column) for column in levels.T]
-        people = np.arange(1, len(intervals) + 1)
-        mean = np.array([one.mean for one in intervals])
-        spread = [mean - [one.low for one in intervals], [one.high for one in intervals] - mean]
+        # splits that need more people to cover the attribute start later
+        people = sorted({int(count) for s in seeds.values() for count in s[-1]["background"]})
+        levels = [
+            [s[-1]["background"][str(n)] for s in seeds.values() if str(n) in s[-1]["background"]]
+            for n in people
+        ]
+        mean, spread = _means([mx.evaluation.bootstrap(level) for level in levels])
         axis.errorbar(
             people,
-            100 * mean,
-            100 * np.array(spread),
+            mean,
+            spread,
             marker="o",
             capsize=4,
             label=label(case),
@@ -195,21 +210,20 @@ def _layers(cases: Cases, attacks: list[str]) -> Figure:
         for position, case in enumerate(chosen):
             seeds = cases[case]
             units = list(next(iter(seeds.values()))[0]["unit_level"])
-            intervals = [results.over_seeds(seeds, results.average_unit(unit)) for unit in units]
-            mean = np.array([one.mean for one in intervals])
-            spread = [mean - [one.low for one in intervals], [one.high for one in intervals] - mean]
+            mean, spread = _means(
+                [results.over_seeds(seeds, results.average_unit(unit)) for unit in units]
+            )
             axis.bar(
                 np.arange(len(units)) + (position - (len(chosen) - 1) / 2) * 0.8 / len(chosen),
-                100 * mean,
+                mean,
                 0.8 / len(chosen),
-                yerr=100 * np.array(spread),
+                yerr=spread,
                 color=COLORS[case.defence],
                 label=label(case),
                 error_kw={"elinewidth": 1},
             )
         _chance_line(axis, cases)
-        names = [unit.split("/")[-1].replace("_", " ").lower() for unit in units]
-        axis.set_xticks(range(len(units)), names, rotation=30, ha="right")
+        axis.set_xticks(range(len(units)), _unit_names(units), rotation=30, ha="right")
         axis.grid(visible=False, axis="x")
         axis.set_ylim(0, 105)
     axes[0].set_ylabel("owner's attribute guessed\nfrom the layer alone (%)")
@@ -219,7 +233,7 @@ def _layers(cases: Cases, attacks: list[str]) -> Figure:
 
 def _neighbours(cases: Cases, attacks: list[str]) -> Figure | None:
     found = [
-        (seed_rows, row)
+        row
         for seeds in cases.values()
         for seed_rows in seeds.values()
         for row in seed_rows
@@ -227,20 +241,20 @@ def _neighbours(cases: Cases, attacks: list[str]) -> Figure | None:
     ]
     if not found:
         return None
-    units = list(found[0][1]["neighbours"])
+    units = list(found[0]["neighbours"])
     figure = Figure(figsize=(8, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     shades = matplotlib.colormaps["viridis"](np.linspace(0.0, 0.85, len(units)))
-    for unit, shade in zip(units, shades, strict=True):
-        counts = np.mean([row["neighbours"][unit] for _, row in found], axis=0)
-        left.plot(RADII, counts, color=shade, label=unit.split("/")[-1].replace("_", " ").lower())
+    names = _unit_names(units)
+    for unit, name, shade in zip(units, names, shades, strict=True):
+        counts = np.mean([row["neighbours"][unit] for row in found], axis=0)
+        left.plot(RADII, counts, color=shade, label=name)
     left.set_xlabel("radius / rms norm of the layer's updates")
     left.set_ylabel("other updates within the radius")
     left.legend(fontsize=10)
-    shares = [100 * np.mean([row["relinked"][unit] for _, row in found]) for unit in units]
-    names = [unit.split("/")[-1].replace("_", " ").lower() for unit in units]
+    shares = [100 * np.mean([row["relinked"][unit] for row in found]) for unit in units]
     right.bar(range(len(units)), shares, color=shades)
-    participants = len(found[0][1]["participants"])
+    participants = len(found[0]["participants"])
     right.axhline(
         100 / participants, color="black", linestyle=(0, (1, 2)), linewidth=1.2, label="chance"
     )
@@ -260,18 +274,16 @@ def _frontier(cases: Cases, attacks: list[str]) -> Figure:
         )
         points = []
         for case in [c for c in cases if c.attack == attack and c not in noisy] + noisy:
-            utility = results.over_seeds(cases[case], results.last("accuracy"))
-            attacked = results.over_seeds(cases[case], results.last("attribution_accumulated"))
+            names = ("accuracy", "attribution_accumulated")
+            means, spreads = _means(
+                [results.over_seeds(cases[case], results.last(name)) for name in names]
+            )
             if case in noisy:
-                points.append((100 * utility.mean, 100 * attacked.mean))
+                points.append(tuple(means))
             axis.errorbar(
-                100 * utility.mean,
-                100 * attacked.mean,
-                xerr=[[100 * (utility.mean - utility.low)], [100 * (utility.high - utility.mean)]],
-                yerr=[
-                    [100 * (attacked.mean - attacked.low)],
-                    [100 * (attacked.high - attacked.mean)],
-                ],
+                *means,
+                xerr=spreads[:, :1],
+                yerr=spreads[:, 1:],
                 fmt="os^v"[noisy.index(case) % 4] if case in noisy else "D",
                 color=COLORS[case.defence],
                 label=label(case),

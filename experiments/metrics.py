@@ -4,11 +4,15 @@ import functools
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 import mixjax as mx
+from experiments.training import Split
 from mixjax.attacks import sim
 
+# mixings that attribution is averaged over: one draw's guesses are those of chance, plus luck
+DRAWS = 200
 RADII = tuple(round(0.1 * step, 1) for step in range(1, 31))
 NEIGHBOUR_EVERY = 5
 
@@ -74,21 +78,25 @@ def rows(
     case: Case,
     seed: int,
     record: mx.federation.Record,
-    truth: np.ndarray,
-    values: int,
+    split: Split,
     units: mx.units.Units,
+    key: jax.Array,
 ) -> list[dict[str, Any]]:
     """One row for each round.
+
+    Attribution of a mixed case is the mean over `DRAWS` mixings of the trajectory; whatever else
+    depends on the mixing is of the one that `record` has.
 
     Args:
       case: what was run.
       seed: which split of people.
       record: records of all rounds; rows past the participants are padding.
-      truth: the participants' attribute.
-      values: the number of attribute values. Directions beyond them, if any, are those of fewer
-        auxiliary people and come first.
+      split: the participants and what the server knows. Directions of fewer auxiliary people, if
+        any, come first.
       units: the model's partition.
+      key: of the mixings.
     """
+    truth, values = split.truth, split.values
     clients = len(truth)
     seen = record.observation.statistics
     assert seen is not None
@@ -121,6 +129,15 @@ def rows(
         "auc_accumulated": mx.evaluation.auc(accumulated, truth),
         "set_level": mx.evaluation.set_level(guesses, truth, values),
     }
+    if case.mix() is not None:
+        own = record.truth.statistics
+        assert own is not None
+        own = own._replace(
+            dots=own.dots[..., -values:],
+            direction_squared_norms=own.direction_squared_norms[..., -values:],
+        )
+        drawn = _attribution_over_draws(key, record.observation.active, own, truth, case)
+        table["attribution"], table["attribution_accumulated"] = jax.device_get(drawn)
     chance = float(mx.evaluation.chance(truth))
     result = []
     for index in range(len(scores)):
@@ -130,11 +147,37 @@ def rows(
         row["unit_level"] = dict(zip(units.names, per_unit[index].tolist(), strict=True))
         row["participants"] = record.metrics[index, :clients].tolist()
         if levels > 1:
-            row["background"] = [float(level[index]) for level in background]
+            row["background"] = {
+                str(people): float(level[index])
+                for people, level in zip(split.known, background, strict=True)
+            }
         if record.observation.updates is not None and (index + 1) % NEIGHBOUR_EVERY == 0:
             row |= _neighbours(record.observation.updates, index, clients, units)
         result.append(row)
     return result
+
+
+@functools.partial(jax.jit, static_argnames="case")
+def _attribution_over_draws(
+    key: jax.Array,
+    active: jax.Array,
+    own: mx.observation.Statistics,
+    truth: np.ndarray,
+    case: Case,
+) -> tuple[jax.Array, jax.Array]:
+    """Attribution of each round, and of scores summed up to it: means over mixings."""
+
+    def one(key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        seen, _ = _mix_rounds(key, active, own, case)
+        scores = jax.vmap(sim.cosine)(seen)[:, : truth.shape[0]]
+        right = [
+            jnp.mean(jnp.argmax(part, axis=-1) == truth, axis=-1, dtype=jnp.float32)
+            for part in (scores, jnp.cumsum(scores, axis=0))
+        ]
+        return right[0], right[1]
+
+    draws = jax.lax.map(one, jax.random.split(key, DRAWS), batch_size=50)
+    return jnp.mean(draws[0], axis=0), jnp.mean(draws[1], axis=0)
 
 
 def _neighbours(

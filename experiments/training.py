@@ -52,9 +52,9 @@ class Split(NamedTuple):
       train: the participants' training data.
       test: their held-out data.
       truth: their attribute, `[clients]`.
-      auxiliary: rows of `values` attribute values for 1, 2, ... known people; the last rows are
-        those of all of them.
+      auxiliary: rows of `values` attribute values for each of `known`.
       values: the number of attribute values.
+      known: numbers of people that the server knows, in order; the last is all of them.
     """
 
     train: mx.data.ClientData
@@ -62,15 +62,21 @@ class Split(NamedTuple):
     truth: np.ndarray
     auxiliary: mx.data.ClientData
     values: int
+    known: tuple[int, ...]
 
     def with_all_knowledge(self) -> "Split":
         """Without the auxiliary rows of fewer people."""
         rows = range(self.auxiliary.counts.shape[0])[-self.values :]
-        return self._replace(auxiliary=mx.data.take(self.auxiliary, list(rows)))
+        return self._replace(
+            auxiliary=mx.data.take(self.auxiliary, list(rows)), known=self.known[-1:]
+        )
 
 
 def split_people(dataset: mx.data.Dataset, seed: int, auxiliary: int, *, sweep: bool) -> Split:
     """Deal people at random into participants and auxiliary knowledge.
+
+    The first people whom the server knows are those that cover all attribute values; nobody is
+    on both sides.
 
     Args:
       dataset: all participants.
@@ -79,18 +85,33 @@ def split_people(dataset: mx.data.Dataset, seed: int, auxiliary: int, *, sweep: 
       sweep: whether to prepare auxiliary data of fewer people too.
 
     Raises:
-      InputError: when the server knows nobody, or too many to leave two participants.
+      InputError: when the server knows nobody, too few to cover the attribute, or too many to
+        leave two participants.
     """
     names = np.unique(dataset.people)
     if not 1 <= auxiliary <= len(names) - 2:
         raise mx.InputError(
             f"expected --auxiliary in 1..{len(names) - 2} for {len(names)} people; got {auxiliary}."
         )
-    known = np.random.default_rng(seed).permutation(names)[:auxiliary]
     of_client, values = dataset.attribute.of_client, len(dataset.attribute.values)
+    order = np.random.default_rng(seed).permutation(names)
+    covering: list[int] = []
+    missing = set(range(values))
+    for name in order:
+        own = set(of_client[dataset.people == name].tolist())
+        if own & missing:
+            covering.append(name)
+            missing -= own
+    if len(covering) > auxiliary:
+        raise mx.InputError(
+            f"expected --auxiliary of at least {len(covering)}, so that the server knows somebody "
+            f"of each {dataset.attribute.name}; got {auxiliary}."
+        )
+    known = [*covering, *(name for name in order if name not in covering)][:auxiliary]
+    counts = range(len(covering) if sweep else auxiliary, auxiliary + 1)
     capacity = auxiliary * jax.tree.leaves(dataset.train.examples)[0].shape[1]
     pools = []
-    for count in range(1 if sweep else auxiliary, auxiliary + 1):
+    for count in counts:
         rows = np.flatnonzero(np.isin(dataset.people, known[:count]))
         pools.append(
             mx.data.pool(
@@ -104,6 +125,7 @@ def split_people(dataset: mx.data.Dataset, seed: int, auxiliary: int, *, sweep: 
         truth=of_client[participants],
         auxiliary=jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *pools),
         values=values,
+        known=tuple(counts),
     )
 
 

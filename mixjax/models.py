@@ -55,20 +55,42 @@ class SensorCNN(nn.Module):
 class ImageCNN(nn.Module):
     """Two 2-D convolutions and three dense layers, on images `[batch, height, width, channels]`.
 
+    The first dense layer holds most parameters, so the cosine of whole updates is mostly its:
+
+    >>> import jax, mixjax as mx
+    >>> images = jax.ShapeDtypeStruct((1, 32, 32, 3), "float32")
+    >>> params = jax.eval_shape(ImageCNN(classes=10).init, jax.random.key(0), images)["params"]
+    >>> mx.units.describe(params)
+    unit           parameters  share  leaves
+    Conv_0                896   0.2%  Conv_0/bias Conv_0/kernel
+    Conv_1             18,496   3.3%  Conv_1/bias Conv_1/kernel
+    GroupNorm_0            64   0.0%  GroupNorm_0/bias GroupNorm_0/scale
+    GroupNorm_1           128   0.0%  GroupNorm_1/bias GroupNorm_1/scale
+    dense/Dense_0     524,416  94.8%  dense/Dense_0/bias dense/Dense_0/kernel
+    dense/Dense_1       8,256   1.5%  dense/Dense_1/bias dense/Dense_1/kernel
+    dense/Dense_2         650   0.1%  dense/Dense_2/bias dense/Dense_2/kernel
+    total             552,906
+
     Attributes:
       classes: outputs.
-      features: channels of the 3x3 convolutions, each followed by ReLU and max-pooling by 2.
+      features: channels of the 3x3 convolutions, each followed by max-pooling by 2, GroupNorm
+        and ReLU.
       hidden: widths of the hidden dense layers.
+      groups: of each GroupNorm (Wu and He 2018, arXiv:1803.08494); 0 for none.
     """
 
     classes: int
     features: Sequence[int] = (32, 64)
     hidden: Sequence[int] = (128, 64)
+    groups: int = 8
 
     @nn.compact
     def __call__(self, inputs: Array) -> Array:
         for width in self.features:
-            inputs = ops.max_pool(nn.relu(_conv(width, (3, 3))(inputs)), (2, 2))
+            inputs = ops.max_pool(_conv(width, (3, 3))(inputs), (2, 2))
+            if self.groups:
+                inputs = nn.GroupNorm(self.groups)(inputs)
+            inputs = nn.relu(inputs)
         return MLP(self.classes, self.hidden, name="dense")(inputs)
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import planted
 import pytest
 
 import mixjax as mx
+from experiments import planted
 from mixjax.datasets.mobiact import read_recording as read_mobiact
 from mixjax.datasets.motionsense import read_recording as read_motionsense
 

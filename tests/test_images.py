@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import planted
 import pytest
 
 import mixjax as mx
+from experiments import planted
 from mixjax.datasets import _files, _images, _prepared
 from mixjax.datasets.cifar10 import GROUPS as CIFAR10_GROUPS
 from mixjax.datasets.fashion_mnist import GROUPS as FASHION_GROUPS

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import planted
 import pytest
 
 import mixjax as mx
+from experiments import planted
 from mixjax.datasets.lfw import Face, _crop, _deal, read_attributes
 
 Image = pytest.importorskip("PIL.Image")

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import planted
 import pytest
 
 import mixjax as mx
+from experiments import planted
 from mixjax.datasets import _windows
 from mixjax.datasets.mobiact import COMPLETE, NINE, read_people, read_recording
 

@@ -78,7 +78,7 @@ def test_a_full_disk_keeps_the_rounds_before(
 
 def test_a_failed_first_save_says_that_nothing_is_kept(tmp_path: Path, small_files: int) -> None:
     assert START.nbytes > small_files
-    with pytest.raises(OSError, match="File too large.*nothing was saved before"):
+    with pytest.raises(OSError, match=r"File too large.*nothing was saved before"):
         run(tmp_path / "run", 2)
     assert not list((tmp_path / "run").glob("*/*"))
 
@@ -87,6 +87,6 @@ def test_rows_are_added_whole_or_not_at_all(tmp_path: Path, small_files: int) ->
     path = tmp_path / "rounds.jsonl"
     results.append(path, [{"round": 1}])
     before = path.read_bytes()
-    with pytest.raises(OSError, match="File too large.*13 bytes before are kept.*--resume"):
+    with pytest.raises(OSError, match=r"File too large.*13 bytes before are kept.*--resume"):
         results.append(path, [{"text": "x" * small_files}])
     assert path.read_bytes() == before

@@ -146,17 +146,19 @@ def run_segments(
             unsaved.append(_store.pack(records))
             done += count
             due = time.monotonic() - saved_at >= 60 * (minutes or 0)
-            if due or done == rounds or stopped():
+            # asked once: a signal that comes after this must not leave what is unsaved
+            number = stopped()
+            if due or done == rounds or number:
                 columns = [np.concatenate(parts) for parts in zip(*unsaved, strict=True)]
                 store.save(saved, done, columns, _store.pack((key, now)))
                 unsaved, saved, saved_at = [], done, time.monotonic()
-            if stopped() and done < rounds:
+            if number and done < rounds:
                 print(
                     f"stopped after round {done} of {rounds}, which is saved in {store.folder}. "
                     "Run the same again to resume.",
                     file=sys.stderr,
                 )
-                raise SystemExit(128 + stopped())
+                raise SystemExit(128 + number)
     return now, store.load_records(rounds, like)
 
 

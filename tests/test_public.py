@@ -44,7 +44,7 @@ DEFINED = {
     "take unstack",
     "datasets": "",
     "datasets.watch": "watch",
-    "defences": "Defence Perturb clipped combine mixnn noisy_gradient none shuffle",
+    "defences": "Defence Perturb clipped combine mixnn noisy_gradient none shuffle top_k",
     "evaluation": "Interval attribution attribution_over_draws auc balanced_accuracy bootstrap "
     "chance guesses neighbours permuted_attribution relink_rank set_level unit_distances "
     "unit_level wilson",

@@ -51,6 +51,8 @@ class Config:
     """Training examples of each, where participants are dealt from a pool of images."""
     noise: tuple[float, ...] | None = None
     """Standard deviations of the noisy gradient; the dataset's by default, as all below."""
+    clip_norm: float | None = None
+    """Bound on the norm of an update before noise is added."""
     auxiliary: int | None = None
     """How many people the server has auxiliary data of."""
     epochs: int | None = None
@@ -193,7 +195,7 @@ def main(config: Config) -> None:
 def with_defaults(config: Config) -> Config:
     """The options, with the dataset's own where none were given."""
     task = tasks.TASKS[config.dataset]
-    names = ("noise", "auxiliary", "epochs", "batch_size", "learning_rate")
+    names = ("noise", "clip_norm", "auxiliary", "epochs", "batch_size", "learning_rate")
     missing = {name: getattr(task, name) for name in names if getattr(config, name) is None}
     return dataclasses.replace(config, **missing)
 
@@ -212,6 +214,8 @@ def check(config: Config) -> None:
         )
     if not config.defences or not config.attacks:
         raise mx.InputError("expected at least one of --defences and one of --attacks.")
+    if config.clip_norm is not None and not config.clip_norm > 0:
+        raise mx.InputError(f"expected --clip-norm greater than 0; got {config.clip_norm}.")
     bad = [sigma for sigma in config.noise or () if not sigma > 0]
     if "noisy" in config.defences and (bad or not config.noise):
         raise mx.InputError(
@@ -237,7 +241,7 @@ def run_job(
     setting = training.Setting(
         model=tasks.TASKS[config.dataset].model(len(dataset.classes)),
         attack=job.attack,
-        noisy=job.sigma is not None,
+        clip_norm=config.clip_norm if job.sigma is not None else None,
         mixed=job.mixed,
         keep_updates=sweep and not job.mixed,
         rounds=config.rounds,

@@ -16,6 +16,9 @@ import optax
 import mixjax as mx
 from experiments.metrics import Case
 
+# at which the noisy baseline's epsilon is given
+DELTA = 1e-5
+
 Row = dict[str, Any]
 Rows = list[Row]
 
@@ -95,6 +98,9 @@ def summarize(rows: Rows, config: dict[str, Any], seconds: float) -> dict[str, A
             unit: over_seeds(seeds, average_unit(unit))._asdict()
             for unit in next(iter(seeds.values()))[0]["unit_level"]
         }
+        if case.sigma is not None:
+            multiplier = mx.accounting.noise_multiplier(case.sigma, config["clip_norm"])
+            entry["epsilon"] = mx.accounting.gaussian_epsilon(multiplier, config["rounds"], DELTA)
         plain = cases.get(Case("none", case.attack))
         if plain is not None and plain.keys() == seeds.keys():
             difference = [

@@ -25,6 +25,7 @@ class Task(NamedTuple):
       batch_size: examples a local step.
       learning_rate: of local SGD.
       noise: standard deviations of the noisy gradient.
+      clip_norm: bound on updates before noise; few are longer in the first rounds.
     """
 
     load: Callable[[Path | None, int, int], mx.data.Dataset]
@@ -35,6 +36,7 @@ class Task(NamedTuple):
     batch_size: int
     learning_rate: float
     noise: tuple[float, ...]
+    clip_norm: float
 
 
 def _watch(folder: Path | None, people: int, per_client: int) -> mx.data.Dataset:
@@ -78,10 +80,10 @@ def _images(classes: int) -> nn.Module:
 
 
 TASKS: dict[str, Task] = {
-    "watch": Task(_watch, _sensors, False, 3, 1, 16, 0.05, (0.02, 0.1, 0.3)),
-    "cifar10": Task(_cifar10, _images, True, 6, 2, 32, 0.02, (0.005, 0.02, 0.05)),
-    "fashion_mnist": Task(_fashion_mnist, _images, True, 6, 1, 32, 0.02, (0.005, 0.02, 0.05)),
-    "motionsense": Task(_motionsense, _sensors, False, 4, 1, 16, 0.05, (0.02, 0.1, 0.3)),
-    "mobiact": Task(_mobiact, _sensors, False, 6, 1, 16, 0.05, (0.02, 0.1, 0.3)),
-    "lfw": Task(_lfw, _images, True, 4, 2, 32, 0.02, (0.005, 0.02, 0.05)),
+    "watch": Task(_watch, _sensors, False, 3, 1, 16, 0.05, (0.02, 0.1, 0.3), 4.0),
+    "cifar10": Task(_cifar10, _images, True, 6, 2, 32, 0.02, (0.005, 0.02, 0.05), 4.0),
+    "fashion_mnist": Task(_fashion_mnist, _images, True, 6, 1, 32, 0.02, (0.005, 0.02, 0.05), 4.0),
+    "motionsense": Task(_motionsense, _sensors, False, 4, 1, 16, 0.05, (0.02, 0.1, 0.3), 4.0),
+    "mobiact": Task(_mobiact, _sensors, False, 6, 1, 16, 0.05, (0.02, 0.1, 0.3), 4.0),
+    "lfw": Task(_lfw, _images, True, 4, 2, 32, 0.02, (0.005, 0.02, 0.05), 4.0),
 }

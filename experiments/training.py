@@ -23,7 +23,7 @@ class Setting(NamedTuple):
     Attributes:
       model: the network.
       attack: "passive" or "active".
-      noisy: whether clients add noise.
+      clip_norm: bound on the norm of updates, which clients then add noise to; None for neither.
       mixed: whether layers are mixed for real, as tensors, before they are averaged.
       keep_updates: whether the record keeps every update.
       rounds: number of rounds.
@@ -35,7 +35,7 @@ class Setting(NamedTuple):
 
     model: nn.Module
     attack: str
-    noisy: bool
+    clip_norm: float | None
     mixed: bool
     keep_updates: bool
     rounds: int
@@ -217,8 +217,8 @@ def _train(
         auxiliary, mesh=mesh if rows % mesh.size == 0 else None
     )
     defence = mx.defences.none()
-    if setting.noisy:
-        defence = mx.defences.noisy_gradient(sigma)
+    if setting.clip_norm is not None:
+        defence = mx.defences.noisy_gradient(sigma, setting.clip_norm)
     if setting.mixed:
         defence = mx.defences.combine(defence, mx.defences.mixnn())
     federation = mx.federation.fedavg(

@@ -4,6 +4,7 @@ import importlib
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from mixjax import accounting as accounting
 from mixjax import aggregation as aggregation
 from mixjax import attacks as attacks
 from mixjax import client as client
@@ -30,6 +31,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "InputError",
+    "accounting",
     "aggregation",
     "attacks",
     "checkpoint",

@@ -5,6 +5,7 @@ checked only where they are concrete; under `jit` the documented NaN policies ap
 """
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -187,6 +188,27 @@ def check_positive(value: Any, what: str, *, integer: bool = False) -> None:
 def check_non_negative(value: Any, what: str) -> None:
     if concrete(value) and not value >= 0:
         raise InputError(f"expected {what} to be at least 0; got {value!r}.")
+
+
+def check_real(value: Any, what: str) -> float:
+    """A finite number of at least 0, on the host."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not 0 <= number < math.inf:
+        raise InputError(f"expected {what} to be a finite number of at least 0; got {value!r}.")
+    return number
+
+
+def check_probability(value: Any, what: str) -> None:
+    if not 0 < value < 1:
+        raise InputError(f"expected {what} to be greater than 0 and less than 1; got {value!r}.")
+
+
+def check_share(value: Any, what: str) -> None:
+    if not 0 < value <= 1:
+        raise InputError(f"expected {what} to be greater than 0 and at most 1; got {value!r}.")
 
 
 def check_fraction(value: float, what: str, below: float) -> None:

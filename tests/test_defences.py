@@ -176,10 +176,59 @@ def test_combine_perturbs_in_order() -> None:
     np.testing.assert_allclose(np.linalg.norm(before["w"]), 1, rtol=1e-6)
 
 
+FRACTIONS = (0.01, 0.07, 0.3, 0.5, 1.0)
+top_k_jits = {fraction: jax.jit(mx.defences.top_k(fraction).perturb) for fraction in FRACTIONS}
+
+
+def slow_top_k(values: np.ndarray, fraction: float) -> np.ndarray:
+    """Pick the largest one by one; `max` takes the first of equal ones."""
+    count = -(-round(100 * fraction) * len(values) // 100)
+    kept: list[int] = []
+    for _ in range(count):
+        rest = [index for index in range(len(values)) if index not in kept]
+        kept.append(max(rest, key=lambda index: abs(values[index])))
+    return np.array([value if index in kept else 0 for index, value in enumerate(values)])
+
+
+@fixed
+@hypothesis.given(
+    # few distinct values make ties; tiny and huge ones have bits of their own
+    hnp.arrays(np.float32, 100, elements=st.sampled_from([0, 1e-45, -1, 1, 2, -2, 3e38, -0.0]))
+    | hnp.arrays(np.float32, 100, elements=st.floats(width=32, allow_nan=False)),
+    st.sampled_from(FRACTIONS),
+)
+def test_top_k_keeps_exactly_the_largest_of_the_whole_update(
+    values: np.ndarray, fraction: float
+) -> None:
+    update = {"a": jnp.asarray(values[:60].reshape(6, 10)), "b": jnp.asarray(values[60:])}
+    result = top_k_jits[fraction](KEY, update)
+    np.testing.assert_array_equal(flat(result), slow_top_k(values, fraction))
+
+
+@pytest.mark.parametrize(
+    ("fraction", "size", "count"), [(0.07, 100, 7), (0.1, 31, 4), (1e-9, 5, 1)]
+)
+def test_top_k_counts_in_decimals_and_rounds_up(fraction: float, size: int, count: int) -> None:
+    kept = mx.defences.top_k(fraction).perturb(KEY, {"a": jnp.ones(size)})["a"]
+    np.testing.assert_array_equal(kept, np.arange(size) < count)
+
+
+def test_top_k_compares_narrow_and_wide_floats_and_keeps_nan() -> None:
+    update = {"a": jnp.asarray([1, 3], jnp.bfloat16), "b": jnp.asarray([2.0, jnp.nan, -jnp.inf])}
+    result = mx.defences.top_k(0.6).perturb(KEY, update)
+    assert (result["a"].dtype, result["b"].dtype) == (jnp.bfloat16, jnp.float32)
+    np.testing.assert_array_equal(flat(result), [0, 3, 0, np.nan, -np.inf])
+    with jax.enable_x64(True):
+        close_by = jnp.asarray([1.0, 1.0 + 1e-12, -1.0 - 2e-12])
+        kept = mx.defences.top_k(0.6).perturb(KEY, {"a": close_by})["a"]
+    np.testing.assert_array_equal(kept, [0, 1 + 1e-12, -1 - 2e-12])
+
+
 PERTURBING = {
     "none": mx.defences.none(),
     "clipped": mx.defences.clipped(1.0),
     "noisy": mx.defences.noisy_gradient(0.3),
+    "top_k": mx.defences.top_k(0.3),
     "clipped_noisy_mixed": mx.defences.combine(
         mx.defences.noisy_gradient(0.3, clip_norm=1.0), mx.defences.mixnn()
     ),
@@ -203,6 +252,7 @@ DEFENCES = {
     "none": (mx.defences.none(), mx.mixing.keep()),
     "clipped": (mx.defences.clipped(1.0), mx.mixing.keep()),
     "noisy": (mx.defences.noisy_gradient(1.0), mx.mixing.keep()),
+    "top_k": (mx.defences.top_k(0.5), mx.mixing.keep()),
     "shuffle": (mx.defences.shuffle(), mx.mixing.shuffle()),
     "mixnn": (mx.defences.mixnn(), mx.mixing.full_round()),
     "mixnn_2": (mx.defences.mixnn(2), mx.mixing.proxy(2)),

@@ -268,6 +268,10 @@ REFUSALS: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "a clip norm of zero": (lambda: mx.defences.clipped(0.0), "clip norm .* than 0; got 0.0"),
     "a negative sigma": (lambda: mx.defences.noisy_gradient(-1.0), "sigma .* least 0; got -1.0"),
+    "nothing to keep": (
+        lambda: mx.defences.top_k(0.0), "fraction to be greater than 0 and at most 1; got 0.0",
+    ),
+    "more than all to keep": (lambda: mx.defences.top_k(1.5), "fraction .* got 1.5"),
     "directions of another model": (
         lambda: mx.attacks.sim.scores(UPDATES, {"a": jnp.ones((2, 2))}),
         "directions with the structure of updates",
@@ -304,6 +308,42 @@ REFUSALS: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: mx.evaluation.attribution([0, 1], [0, 1, 2]), r"got \(2,\), \(3,\)",
     ),
     "no runs": (lambda: mx.evaluation.bootstrap([]), r"each run; got an array of shape \(0,\)"),
+    "a negative noise multiplier": (
+        lambda: mx.accounting.gaussian_delta(-1.0, 1, 1.0),
+        "noise_multiplier to be a finite number of at least 0; got -1.0",
+    ),
+    "an infinite epsilon": (
+        lambda: mx.accounting.gaussian_delta(1.0, 1, float("inf")), "epsilon .* finite.* got inf",
+    ),
+    "a NaN epsilon0": (
+        lambda: mx.accounting.shuffled_delta(float("nan"), 3, 1.0), "epsilon0 .* finite.* got nan",
+    ),
+    "a sigma that is no number": (
+        lambda: mx.accounting.noise_multiplier("a lot", 1.0), "sigma .* finite.* got 'a lot'",
+    ),
+    "no clip norm": (
+        lambda: mx.accounting.noise_multiplier(1.0, 0.0), "clip norm .* than 0; got 0.0",
+    ),
+    "an unknown relation": (
+        lambda: mx.accounting.noise_multiplier(1.0, 1.0, relation="add"),
+        "relation to be one of 'replace', 'zero_out'; got 'add'",
+    ),
+    "a delta of zero": (
+        lambda: mx.accounting.gaussian_epsilon(1.0, 1, 0.0),
+        "delta to be greater than 0 and less than 1; got 0.0",
+    ),
+    "a delta of one": (
+        lambda: mx.accounting.gaussian_noise_multiplier(1.0, 1.0, 1), "delta .* got 1.0",
+    ),
+    "a NaN delta": (
+        lambda: mx.accounting.shuffled_epsilon(1.0, 3, float("nan")), "delta .* got nan",
+    ),
+    "no rounds to account for": (
+        lambda: mx.accounting.gaussian_epsilon(1.0, 0, 1e-5), "rounds to be a whole .* got 0",
+    ),
+    "no clients to shuffle": (
+        lambda: mx.accounting.shuffled_delta(1.0, 0, 0.5), "clients to be a whole .* got 0",
+    ),
 }  # fmt: skip
 
 SLIPS: dict[str, Callable[[], Any]] = {

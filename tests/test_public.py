@@ -10,6 +10,7 @@ import mixjax as mx
 
 PUBLIC = [
     "InputError",
+    "accounting",
     "aggregation",
     "attacks",
     "checkpoint",
@@ -31,6 +32,8 @@ PUBLIC = [
 ]
 
 DEFINED = {
+    "accounting": "gaussian_delta gaussian_epsilon gaussian_noise_multiplier noise_multiplier "
+    "shuffled_delta shuffled_epsilon",
     "aggregation": "Aggregation coordinate_median krum mean relative_weights scale trimmed_mean",
     "attacks": "",
     "attacks.base": "Attack Prepare Probe Score",
@@ -47,7 +50,7 @@ DEFINED = {
     "datasets.mobiact": "Person Trial find_trials mobiact read_people read_recording with_all",
     "datasets.motionsense": "Person Trial find_trials motionsense read_people read_recording",
     "datasets.watch": "watch",
-    "defences": "Defence Perturb clipped combine mixnn noisy_gradient none shuffle",
+    "defences": "Defence Perturb clipped combine mixnn noisy_gradient none shuffle top_k",
     "evaluation": "Interval attribution attribution_over_draws auc balanced_accuracy bootstrap "
     "chance guesses neighbours permuted_attribution relink_rank set_level unit_distances "
     "unit_level wilson",

@@ -183,7 +183,9 @@ def main(config: Config) -> None:
         drawn = figures.draw_all(rows, out)
     seconds = time.perf_counter() - started
     shutil.rmtree(out / resume.CHECKPOINTS, ignore_errors=True)
-    summary = results.summarize(rows, options, seconds)
+    split = training.split_people(dataset, 0, config.auxiliary, sweep=False)
+    counts = mx.units.parameter_counts(training.units(setting_of(config, dataset, jobs[0]), split))
+    summary = results.summarize(rows, options, counts, seconds)
     results.write_json(out / "summary.json", summary)
     console.print(table(summary))
     console.print(
@@ -224,21 +226,13 @@ def check(config: Config) -> None:
         )
 
 
-def run_job(
-    config: Config,
-    dataset: mx.data.Dataset,
-    split: training.Split,
-    seed: int,
-    job: Job,
-    mesh: jax.sharding.Mesh,
-    checkpoints: Path,
-) -> results.Rows:
-    """Train one trajectory and evaluate every case that follows from it."""
+def setting_of(config: Config, dataset: mx.data.Dataset, job: Job) -> training.Setting:
+    """What the job's trajectory is compiled for."""
     assert config.epochs is not None
     assert config.batch_size is not None
     assert config.learning_rate is not None
     sweep = job.attack == "passive" and job.sigma is None
-    setting = training.Setting(
+    return training.Setting(
         model=tasks.TASKS[config.dataset].model(len(dataset.classes)),
         attack=job.attack,
         clip_norm=config.clip_norm if job.sigma is not None else None,
@@ -250,6 +244,20 @@ def run_job(
         learning_rate=config.learning_rate,
         momentum=config.momentum,
     )
+
+
+def run_job(
+    config: Config,
+    dataset: mx.data.Dataset,
+    split: training.Split,
+    seed: int,
+    job: Job,
+    mesh: jax.sharding.Mesh,
+    checkpoints: Path,
+) -> results.Rows:
+    """Train one trajectory and evaluate every case that follows from it."""
+    sweep = job.attack == "passive" and job.sigma is None
+    setting = setting_of(config, dataset, job)
     if not sweep:
         split = split.with_all_knowledge()
     # one key for training, another for the proxy, which no server may derive

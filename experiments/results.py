@@ -86,7 +86,9 @@ FIGURES_OF_A_CASE: dict[str, Callable[[Rows], float]] = {
 }
 
 
-def summarize(rows: Rows, config: dict[str, Any], seconds: float) -> dict[str, Any]:
+def summarize(
+    rows: Rows, config: dict[str, Any], parameters: dict[str, int], seconds: float
+) -> dict[str, Any]:
     """The contents of `summary.json`; every interval is over seeds."""
     cases = by_case(rows)
     results = []
@@ -111,6 +113,7 @@ def summarize(rows: Rows, config: dict[str, Any], seconds: float) -> dict[str, A
     return {
         "config": config,
         "environment": environment(),
+        "parameters": parameters,
         "seconds": round(seconds, 1),
         "chance": float(np.mean([row["chance"] for row in rows])),
         "results": results,
@@ -143,6 +146,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def config_dict(config: Any) -> dict[str, Any]:
-    """The options as plain JSON values, without those that say how to begin."""
+    """The options that decide the results, as plain JSON values: folders may be moved."""
     options = json.loads(json.dumps(dataclasses.asdict(config), default=str))
-    return {name: options[name] for name in options if name not in ("resume", "overwrite")}
+    aside = ("resume", "overwrite", "out", "data_dir")
+    return {name: options[name] for name in options if name not in aside}

@@ -35,8 +35,6 @@ def open_folder(
     """
     if resume and overwrite:
         raise mx.InputError("expected one of --resume and --overwrite; got both.")
-    # a folder may be moved
-    config = {name: value for name, value in config.items() if name != "out"}
     found = [
         name
         for name in (ROUNDS, SUMMARY, CHECKPOINTS)

@@ -81,8 +81,8 @@ def _images(classes: int) -> nn.Module:
 
 TASKS: dict[str, Task] = {
     "watch": Task(_watch, _sensors, False, 3, 1, 16, 0.05, (0.02, 0.1, 0.3), 4.0),
-    "cifar10": Task(_cifar10, _images, True, 6, 2, 32, 0.02, (0.005, 0.02, 0.05), 4.0),
-    "fashion_mnist": Task(_fashion_mnist, _images, True, 6, 1, 32, 0.02, (0.005, 0.02, 0.05), 4.0),
+    "cifar10": Task(_cifar10, _images, True, 4, 2, 16, 0.02, (0.005, 0.02, 0.05), 4.0),
+    "fashion_mnist": Task(_fashion_mnist, _images, True, 4, 1, 16, 0.02, (0.005, 0.02, 0.05), 4.0),
     "motionsense": Task(_motionsense, _sensors, False, 4, 1, 16, 0.05, (0.02, 0.1, 0.3), 4.0),
     "mobiact": Task(_mobiact, _sensors, False, 6, 1, 16, 0.05, (0.02, 0.1, 0.3), 4.0),
     "lfw": Task(_lfw, _images, True, 4, 2, 32, 0.02, (0.005, 0.02, 0.05), 4.0),

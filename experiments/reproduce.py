@@ -1,0 +1,135 @@
+"""All published numbers, a configuration each, and the page that shows them.
+
+`python -m experiments.reproduce` runs every file of `experiments/configs` through
+`experiments.evaluate`, continues what was stopped, leaves alone what is finished, and writes
+`docs/results.md`. A set whose data is not there is listed as not run.
+"""
+
+import dataclasses
+import json
+import subprocess
+import sys
+import tempfile
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any
+
+import rich.console
+import tyro
+
+import mixjax as mx
+from experiments import evaluate, planted, report, results
+
+CONFIGS = Path(__file__).parent / "configs"
+PLANTED = {
+    "motionsense": lambda folder: planted.motionsense(folder),
+    "mobiact": lambda folder: planted.mobiact(folder, trials=1),
+    "lfw": lambda folder: planted.lfw(folder, people=120, images_each=6),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Run the published configurations and write the page of results."""
+
+    only: tuple[str, ...] = ()
+    """Names of configurations; all by default."""
+    quick: bool = False
+    """Toy sizes, to see that everything runs."""
+    data: Annotated[dict[str, Path], tyro.conf.arg(metavar="DATASET DIR")] = dataclasses.field(
+        default_factory=dict
+    )
+    """Folders of data sets: --data cifar10 DIR motionsense DIR."""
+    out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("results")
+    """Where runs are kept."""
+    page: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """The page; docs/results.md by default, with --quick OUT/quick/results.md."""
+
+
+def main(config: Config) -> None:
+    """Run what is asked for, then write the page of all runs there are.
+
+    Raises:
+      InputError: for unknown names.
+    """
+    console = rich.console.Console()
+    settings = {
+        path.stem: tomllib.loads(path.read_text()) for path in sorted(CONFIGS.glob("*.toml"))
+    }
+    check(config, settings)
+    out = config.out / "quick" if config.quick else config.out
+    page = config.page or (out / "results.md" if config.quick else Path("docs/results.md"))
+    failed = []
+    entries = []
+    for name, setting in settings.items():
+        title, synthetic = setting.pop("title"), setting.pop("planted", False)
+        quick = setting.pop("quick", {})
+        setting |= quick if config.quick else {}
+        folder = config.data.get(setting["dataset"])
+        synthetic = synthetic and folder is None
+        problem = None
+        if not config.only or name in config.only:
+            console.rule(title, align="left")
+            problem = run(setting, folder, out / name, synthetic)
+        if problem:
+            failed.append(name)
+            console.print(f"not run: {problem}")
+        entries.append(report.Entry(name, title, out / name, synthetic, problem))
+    report.write(page, entries, quick=config.quick)
+    console.print(f"wrote {page}")
+    if failed:
+        raise mx.InputError(f"not run: {', '.join(failed)}; see above.")
+
+
+def check(config: Config, settings: dict[str, Any]) -> None:
+    """Refuse names that nothing has."""
+    for name in config.only:
+        if name not in settings:
+            raise mx.InputError(f"expected --only of {', '.join(settings)}; got {name}.")
+    datasets = {setting["dataset"] for setting in settings.values()}
+    for name in config.data:
+        if name not in datasets:
+            raise mx.InputError(f"expected --data for {', '.join(sorted(datasets))}; got {name}.")
+
+
+def run(setting: dict[str, Any], folder: Path | None, out: Path, synthetic: bool) -> str | None:
+    """One configuration in a process of its own; returns what went wrong.
+
+    What is finished is not run again: its options are compared with the ones asked for.
+    """
+    options: dict[str, Any] = {
+        name: tuple(v) if isinstance(v, list) else v for name, v in setting.items()
+    }
+    asked = results.config_dict(evaluate.with_defaults(evaluate.Config(**options)))
+    summary = out / "summary.json"
+    if summary.is_file() and json.loads(summary.read_bytes())["config"] == asked:
+        return None
+    command = [sys.executable, "-m", "experiments.evaluate", "--resume", "--out", str(out)]
+    for name, value in setting.items():
+        values = value if isinstance(value, list) else [value]
+        command += [f"--{name.replace('_', '-')}", *map(str, values)]
+    with tempfile.TemporaryDirectory() as scratch:
+        if synthetic:
+            folder = PLANTED[setting["dataset"]](Path(scratch))
+        if folder is not None:
+            command += ["--data-dir", str(folder)]
+        done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        return (done.stderr.strip().splitlines() or ["no message"])[-1].removeprefix("error: ")
+    return None
+
+
+def command() -> None:
+    """Read the command line; refusals become one line and exit code 2."""
+    config = tyro.cli(Config, prog="python -m experiments.reproduce")
+    try:
+        main(config)
+    except (mx.InputError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    command()

@@ -187,9 +187,48 @@ def check_non_negative(value: Any, what: str) -> None:
         raise InputError(f"expected {what} to be at least 0; got {value!r}.")
 
 
-def check_fraction(value: float, what: str, below: float) -> None:
-    if not 0 <= value < below:
+def check_fraction(value: Any, what: str, below: float) -> None:
+    if concrete(value) and not 0 <= value < below:
         raise InputError(f"expected {what} in [0, {below}); got {value!r}.")
+
+
+def check_share(value: Any, what: str) -> None:
+    if concrete(value) and not 0 < value <= 1:
+        raise InputError(f"expected {what} in (0, 1]; got {value!r}.")
+
+
+def check_callable(value: Any, what: str) -> None:
+    if not callable(value):
+        raise InputError(f"expected {what}; got {value!r}.")
+
+
+def check_schedule(mask: Any) -> None:
+    array = mask if hasattr(mask, "dtype") else np.asarray(mask)
+    if array.dtype != jnp.bool_ or array.ndim not in (1, 2) or 0 in array.shape:
+        raise InputError(
+            "expected a schedule of bool[clients] or bool[rounds, clients]; got "
+            f"{array.dtype}{list(array.shape)}."
+        )
+
+
+def check_per_client(values: Any, clients: int, what: str) -> None:
+    if getattr(values, "shape", None) != (clients,):
+        came = list(values.shape) if hasattr(values, "shape") else repr(values)
+        raise InputError(
+            f"expected one entry of {what} for each of {clients} clients; got {came}. "
+            "Rows that data.pad adds count too."
+        )
+
+
+def check_durations(durations: Any) -> None:
+    if not concrete(durations):
+        return
+    values = np.asarray(durations)
+    if values.dtype.kind not in "iuf" or values.ndim != 1 or not np.all(values >= 0):
+        raise InputError(
+            "expected durations >= 0 of shape [clients], or a function that draws them; got "
+            f"{values!r}."
+        )
 
 
 def check_origins(origins: Any, clients: int, units: int) -> None:

@@ -30,6 +30,10 @@ class Mix(Protocol):
 
         Returns:
           Origins that permute the active clients in each column and fix the inactive ones.
+
+        Raises:
+          InputError: for a mask of one client that is no traced value, if the mix can't hide one.
+            A federation asks once (`least_clients`), and then forwards no lone update.
         """
         ...
 
@@ -235,6 +239,17 @@ def compose(first: Mix, second: Mix) -> Mix:
         return jnp.take_along_axis(inner, outer, axis=0)
 
     return mix
+
+
+def least_clients(mix: Mix, clients: int, units: int) -> int:
+    """How many active clients of a round a mix needs: 2 if it refuses to mix one, else 1."""
+    with jax.ensure_compile_time_eval():
+        alone = jnp.arange(clients) == 0
+    try:
+        jax.eval_shape(lambda key: mix(key, alone, units), jax.random.key(0))
+    except _validate.InputError:
+        return 2
+    return 1
 
 
 def _first(updates: Updates) -> Params:

@@ -2,7 +2,7 @@
 
 An aggregation is `(updates, active) -> aggregate`. None takes weights: after mixing a slot's
 layers belong to different clients, so a weight can only go with an update *before* it is mixed
-(`scale`).
+(`scale`). Without an active client, which only `jit` lets through, an aggregate is NaN.
 """
 
 from typing import Protocol, runtime_checkable
@@ -133,7 +133,8 @@ def krum(
     Source: Blanchard et al. 2017, arXiv:1703.02757; `select` > 1 is its Multi-Krum.
 
     Raises:
-      InputError: unless C >= byzantine + 3 and 1 <= select <= C.
+      InputError: unless C >= byzantine + 3 and 1 <= select <= C, C the active clients. Under
+        `jit`, where they can't be counted, the result is then NaN.
     """
     clients = _validate.check_client_axis(updates)
     active = _all_active(active, clients)
@@ -153,7 +154,10 @@ def krum(
     scores = jnp.sum(jnp.where(counted[None, :], nearest, 0), axis=1)
     order = jnp.argsort(jnp.where(active, scores, jnp.inf))
     chosen = jnp.zeros(clients, bool).at[order[:select]].set(True)
-    return mean(updates, chosen & active)
+    enough = jnp.sum(active) >= max(byzantine + 3, select)
+    return jax.tree.map(
+        lambda leaf: jnp.where(enough, leaf, jnp.nan), mean(updates, chosen & active)
+    )
 
 
 def _all_active(active: Active | None, clients: int) -> Active:

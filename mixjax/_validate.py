@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mixjax import _memory
+
 
 class InputError(ValueError):
     """Input that mixjax can't work with: what came, what was expected, what to do."""
@@ -278,6 +280,44 @@ def check_partition(updates: Any, sizes: list[int]) -> None:
             f"client; got {own}{f', which differ first at {name}' if name else ''}. Partition "
             "this model with units.partition."
         )
+
+
+def tree_bytes(tree: Any) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def check_memory(needed: int, what: str, advice: str, mesh: jax.sharding.Mesh | None) -> None:
+    """Refuse what can't fit, before it is compiled; `needed` is a lower bound."""
+    total = _memory.total_bytes(mesh)
+    if total is not None and needed > total:
+        raise InputError(
+            f"expected a run that fits the memory of {total:,} bytes; {what} needs at least "
+            f"{needed:,}. {advice}"
+        )
+
+
+def check_stack_memory(
+    params: Any,
+    clients: int,
+    chunk_size: int | None,
+    mesh: jax.sharding.Mesh | None,
+    *,
+    stacks: int,
+    advice: str,
+) -> None:
+    """Stacks of every client's update, and the parameters and gradients of a chunk of clients."""
+    model = tree_bytes(params)
+    size = clients * model
+    check_memory(
+        stacks * size, f"{stacks} x {clients} clients x {model:,} bytes of updates", advice, mesh
+    )
+    chunk = min(chunk_size or 1, clients)
+    check_memory(
+        2 * chunk * model,
+        f"training {chunk} clients of {model:,} bytes at once",
+        "Pass a smaller chunk_size.",
+        mesh,
+    )
 
 
 def check_window(window: Sequence[int], spatial: Sequence[int]) -> None:

@@ -309,6 +309,15 @@ def fedavg(
         _validate.check_participants(data)
         units = units_lib.partition(state.params, granularity)
         active = data.active & (data.counts > 0)
+        _validate.check_stack_memory(
+            state.params,
+            active.shape[0],
+            chunk_size,
+            mesh,
+            stacks=stacked * (1 + (rounds if keep_updates else 1)),
+            advice="aggregation.mean without keep_updates makes no stack of updates. Or run fewer "
+            "rounds at once, or fewer clients.",
+        )
         # tracing it lets the mix see the concrete mask, and costs no draw
         jax.eval_shape(lambda key: defence.mix(key, active, len(units.names)), jax.random.key(0))
 

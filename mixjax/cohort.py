@@ -67,6 +67,7 @@ def fold(
       The sum of the summands over clients, floats in at least float32, and the stacked records.
       Another chunk size or mesh changes the order of summation and nothing else.
     """
+    _validate.check_callable(client_fn, "a function of (shared, client)")
     count = _validate.check_client_axis(clients, "the cohort")
     if chunk_size is None:
         one = jax.eval_shape(lambda tree: jax.tree.map(lambda leaf: leaf[0], tree), clients)
@@ -152,7 +153,8 @@ def run(
     """
     _validate.check_key(key)
     clients = _validate.check_cohort(data)
-    _validate.check_arrays(params, "params")
+    _validate.check_params(params)
+    _validate.check_callable(local, "local training such as client.local_training(...)")
     _validate.check_stack_memory(
         params,
         clients,

@@ -194,6 +194,15 @@ def fedavg(
     _validate.check_callable(participation, "a participation such as participation.uniform(10)")
     optimizer = optax.sgd(1.0) if server_optimizer is None else server_optimizer
     defence = defences.none() if defence is None else defence
+    for part, fields, what in (
+        (optimizer, ("init", "update"), "an optax optimizer as server_optimizer"),
+        (defence, defences.Defence._fields, "a defence such as defences.mixnn()"),
+        (attack, Attack._fields, "an attack such as attacks.sim.passive(auxiliary)"),
+    ):
+        if part is not None:
+            _validate.check_component(part, fields, what)
+    _validate.check_callable(local, "local training such as client.local_training(...)")
+    _validate.check_callable(aggregate, "an aggregation such as aggregation.mean")
     # the mean is the same mixed or not: only other aggregations need the updates themselves
     stacked = keep_updates or aggregate is not aggregation.mean
 

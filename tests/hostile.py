@@ -52,7 +52,8 @@ ROWS_OF: list[Any] = [
     None, 0, "x", [], [0], [0, 1, 2], [0, 1, -1, 0], [0, 1, 9, 0], [0, 1, 2**40, 0], [True] * 4,
     [0.5, 1.0, 2.0, 3.0], [np.nan] * 4, [np.inf, 1, 1, 1], [[0, 1], [1, 0]], ["a", "b", "c", "d"],
     np.zeros(0), np.zeros((4, 2)), np.zeros(4, bool), [None] * 4, object(),
-    jnp.zeros(3), jnp.zeros(4, jnp.int32), jnp.ones(4, bool), jnp.zeros(4, bool), jnp.arange(4) == 1,
+    jnp.zeros(3), jnp.zeros(4, jnp.int32), jnp.ones(4, bool), jnp.zeros(4, bool),
+    jnp.arange(4) == 1,
     jnp.array([1.0, -1.0, 1.0, 1.0]), jnp.full(4, jnp.nan), jnp.zeros((4, 1)), jnp.zeros(()),
 ]  # fmt: skip
 TREES: list[Any] = [
@@ -65,7 +66,8 @@ TREES: list[Any] = [
     with_leaf(UPDATES, np.ones((4, 2))), with_leaf(UPDATES, np.array([["a", "b"]] * 4)),
     with_leaf(UPDATES, jax.random.split(KEY, 4)), with_leaf(UPDATES, [jnp.ones((4, 2))]),
     jax.tree.map(lambda leaf: leaf[:0], UPDATES), jax.tree.map(lambda leaf: leaf[:1], UPDATES),
-    jax.tree.map(lambda leaf: leaf[:3], UPDATES), jax.tree.map(lambda leaf: leaf * jnp.nan, UPDATES),
+    jax.tree.map(lambda leaf: leaf[:3], UPDATES),
+    jax.tree.map(lambda leaf: leaf * jnp.nan, UPDATES),
     MODEL,
 ]  # fmt: skip
 COHORTS: list[Any] = [
@@ -75,7 +77,8 @@ COHORTS: list[Any] = [
     DATA._replace(active=True), DATA._replace(active=jnp.ones((4, 1), bool)),
     DATA._replace(counts=DATA.counts + 9), DATA._replace(counts=-DATA.counts),
     DATA._replace(counts=DATA.counts * 0), DATA._replace(counts=DATA.counts.astype(jnp.float32)),
-    DATA._replace(counts=None), DATA._replace(counts=DATA.counts[:2]), DATA._replace(counts=[1] * 4),
+    DATA._replace(counts=None), DATA._replace(counts=DATA.counts[:2]),
+    DATA._replace(counts=[1] * 4),
     DATA._replace(counts=DATA.counts[:, None]),
     DATA._replace(ids=None), DATA._replace(ids=DATA.ids[:1]), DATA._replace(ids=DATA.ids * 0),
     DATA._replace(ids=DATA.ids.astype(jnp.float32)), DATA._replace(ids=DATA.ids[:, None]),
@@ -118,10 +121,13 @@ EXAMPLES_OF: list[Any] = [
     [{"x": np.full((2, 2), np.nan, np.float32)}] * 4, {0: EXAMPLES[0]},
 ]  # fmt: skip
 
+# a model of another structure fails in the user's own loss function
+MODELS: list[Any] = [None, {}, 0, "model", {"a": "text"}, {"a": 1.0}, {"a": np.array(["a"])}]
+
 KINDS: dict[str, list[Any]] = {
     "key": KEYS, "scalar": SCALARS, "rows": ROWS_OF, "tree": TREES, "cohort": COHORTS,
     "origins": MATRICES, "function": FUNCTIONS, "choice": CHOICES, "units": UNITS_OF,
-    "statistics": STATISTICS_OF, "scores": SCORES_OF, "examples": EXAMPLES_OF,
+    "statistics": STATISTICS_OF, "scores": SCORES_OF, "examples": EXAMPLES_OF, "model": MODELS,
 }  # fmt: skip
 
 
@@ -264,7 +270,7 @@ CALLS: dict[str, Call] = {
     "sim.circumcenter": Call(mx.attacks.sim.circumcenter, {"points": directions}),
     "sim.directions": Call(
         mx.attacks.sim.directions,
-        {"key": key, "params": model, "auxiliary": ("cohort", AUXILIARY),
+        {"key": key, "params": ("model", MODEL), "auxiliary": ("cohort", AUXILIARY),
          "local": ("function", LOCAL)},
     ),
     "sim.passive": Call(mx.attacks.sim.passive, {"auxiliary": ("cohort", AUXILIARY)}),
@@ -324,14 +330,14 @@ CALLS: dict[str, Call] = {
         lambda key, params, data, local, chunk_size: mx.cohort.run(
             key, params, data, local, chunk_size=chunk_size
         ),
-        {"key": key, "params": model, "data": cohort, "local": ("function", LOCAL),
+        {"key": key, "params": ("model", MODEL), "data": cohort, "local": ("function", LOCAL),
          "chunk_size": whole(2)},
     ),
     "cohort.fold": Call(
         lambda function, clients, chunk_size: mx.cohort.fold(
             function, (), clients, chunk_size=chunk_size
         ),
-        {"function": ("function", lambda shared, client: (client, ())), "clients": tree,
+        {"function": ("function", lambda shared, client: (client, ())), "clients": ("scores", SCORES),
          "chunk_size": whole(2)},
     ),
     "defences.clipped": Call(mx.defences.clipped, {"norm": whole(1.0)}),
@@ -375,7 +381,8 @@ CALLS: dict[str, Call] = {
     "participation.dropout": Call(mx.participation.dropout, {"rate": whole(0.5)}),
     "participation.schedule": Call(mx.participation.schedule, {"mask": active}),
     "participation.deadline": Call(
-        mx.participation.deadline, {"limit": whole(0.5), "durations": ("rows", [1.0, 2.0, 3.0, 4.0])}
+        mx.participation.deadline,
+        {"limit": whole(0.5), "durations": ("rows", [1.0, 2.0, 3.0, 4.0])},
     ),
     "participation.log_normal": Call(
         mx.participation.log_normal, {"median": whole(0.5), "sigma": whole(0.5)}
@@ -385,9 +392,9 @@ CALLS: dict[str, Call] = {
     ),
     "sharding.clients_mesh": Call(mx.sharding.clients_mesh, {"devices": whole(1)}),
     "ops.max_pool": Call(
-        mx.ops.max_pool, {"inputs": ("tree", jnp.ones((2, 4, 3))), "window": ("rows", (2,))}
+        lambda window: mx.ops.max_pool(jnp.ones((2, 4, 3)), window), {"window": ("rows", (2,))}
     ),
     "ops.avg_pool": Call(
-        mx.ops.avg_pool, {"inputs": ("tree", jnp.ones((2, 4, 3))), "window": ("rows", (2,))}
+        lambda window: mx.ops.avg_pool(jnp.ones((2, 4, 3)), window), {"window": ("rows", (2,))}
     ),
 }  # fmt: skip

@@ -230,7 +230,8 @@ def _check_number(value: Any, expected: str, holds: Callable[[Any], Any]) -> Non
         return
     scalar = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
     if not scalar:
-        scalar = getattr(value, "shape", None) == () and real(value.dtype)
+        shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", jnp.bool_)
+        scalar = shape == () and real(dtype)
     if not scalar or isinstance(value, complex) or not abs(value) <= FLOAT_MAX or not holds(value):
         raise InputError(f"expected {expected}; got {value!r}.")
 
@@ -447,21 +448,22 @@ def check_stack_memory(
 
 
 def check_statistics(statistics: Any) -> None:
-    shapes = tuple(
-        getattr(getattr(statistics, name, None), "shape", None)
+    shapes = [
+        tuple(getattr(getattr(statistics, name, None), "shape", ()))
         for name in ("dots", "squared_norms", "direction_squared_norms")
-    )
+    ]
     dots, squares, directions = shapes
-    fits = (
-        None not in shapes and len(dots) >= 2 and dots[:-1] == squares and directions == dots[-2:]
-    )
+    fits = len(dots) >= 2 and dots[:-1] == squares and directions == dots[-2:]
     if not fits:
         raise InputError(
             "expected observation.Statistics with dots [clients, units, attributes], squared_norms "
             "[clients, units] and direction_squared_norms [units, attributes]; got shapes "
             f"{shapes}."
         )
-    check_real(statistics, "statistics")
+    for name in ("dots", "squared_norms", "direction_squared_norms"):
+        dtype = getattr(statistics, name).dtype
+        if not jnp.issubdtype(dtype, jnp.floating):
+            raise InputError(f"expected statistics that are floats; got {dtype} in {name}.")
 
 
 def check_component(value: Any, fields: Sequence[str], what: str) -> None:

@@ -163,7 +163,11 @@ def krum(
 def _stacked(updates: Updates) -> tuple[Updates, int]:
     clients = _validate.check_client_axis(updates)
     _validate.check_real(updates)
-    return jax.tree.map(jnp.asarray, updates), clients
+    # NumPy's float64 become JAX's floats here, and booleans numbers
+    arrays = jax.tree.map(jnp.asarray, updates)
+    return jax.tree.map(
+        lambda a: a.astype(jnp.float32) if a.dtype == jnp.bool_ else a, arrays
+    ), clients
 
 
 def _all_active(active: Active | None, clients: int) -> Active:

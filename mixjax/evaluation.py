@@ -8,6 +8,8 @@ questions; each stands next to the chance level, which is the share of the commo
 * set level: does the multiset of guesses match the cohort's histogram? No permutation changes it.
 * unit level: is the attribute of the *owner of a unit instance* guessed right from that unit
   alone? No permutation changes it.
+
+An accuracy is NaN where nothing is active, the AUC also where all have one attribute value.
 """
 
 import functools

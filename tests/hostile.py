@@ -337,7 +337,8 @@ CALLS: dict[str, Call] = {
         lambda function, clients, chunk_size: mx.cohort.fold(
             function, (), clients, chunk_size=chunk_size
         ),
-        {"function": ("function", lambda shared, client: (client, ())), "clients": ("scores", SCORES),
+        {"function": ("function", lambda shared, client: (client, ())),
+         "clients": ("scores", SCORES),
          "chunk_size": whole(2)},
     ),
     "defences.clipped": Call(mx.defences.clipped, {"norm": whole(1.0)}),

@@ -137,7 +137,9 @@ def circumcenter(points: Directions) -> Params:
     """
     count = _validate.check_client_axis(points, "points", axis="attributes")
     _validate.check_real(points, "points")
-    points = jax.tree.map(lambda leaf: jnp.asarray(leaf) * 1.0, points)
+    points = jax.tree.map(
+        lambda leaf: leaf if _inexact(leaf) else jnp.asarray(leaf, jnp.float32), points
+    )
     if count < 2:
         raise _validate.InputError(
             f"expected points of at least two attribute values; got {count}."
@@ -157,6 +159,10 @@ def circumcenter(points: Directions) -> Params:
         return start + jnp.tensordot(weights.astype(rows.dtype), rows, 1)
 
     return jax.tree.map(move, first, differences)
+
+
+def _inexact(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jnp.inexact)
 
 
 def _score(observation: Observation) -> Any:

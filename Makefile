@@ -2,7 +2,9 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint types format clean
+OLDEST := .venv-oldest
+
+.PHONY: demo test lint types format deps oldest clean
 
 demo: $(STAMP)
 	$(PYTHON) -m experiments.evaluate --dataset watch --overwrite
@@ -21,10 +23,22 @@ format: $(STAMP)
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
+# nothing imported is undeclared, nothing declared is unused
+deps: $(STAMP)
+	$(VENV)/bin/deptry .
+
+# the core's tests with the lowest versions that pyproject.toml declares
+oldest:
+	python3.11 -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet --constraint constraints-oldest.txt --editable . \
+		beartype chex hypothesis packaging pytest pytest-xdist
+	$(OLDEST)/bin/python -m pytest -n 2 tests mixjax --ignore tests/test_experiments.py \
+		--ignore tests/test_watch.py --ignore mixjax/datasets
+
 $(STAMP): pyproject.toml constraints.txt
 	python3.11 -m venv $(VENV)
 	$(PYTHON) -m pip install --quiet --constraint constraints.txt --editable ".[experiments,test]"
 	touch $(STAMP)
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) $(OLDEST) build dist *.egg-info

@@ -16,10 +16,12 @@ from mixjax import federation as federation
 from mixjax import mixing as mixing
 from mixjax import observation as observation
 from mixjax import ops as ops
+from mixjax import participation as participation
 from mixjax import sharding as sharding
 from mixjax import types as types
 from mixjax import units as units
 from mixjax._validate import InputError as InputError
+from mixjax.federation import BrokenUpdateError as BrokenUpdateError
 from mixjax.mixing import mix as mix
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "BrokenUpdateError",
     "InputError",
     "accounting",
     "aggregation",
@@ -47,6 +50,7 @@ __all__ = [
     "models",
     "observation",
     "ops",
+    "participation",
     "sharding",
     "types",
     "units",

@@ -6,13 +6,18 @@ checked only where they are concrete; under `jit` the documented NaN policies ap
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from mixjax import _memory
+
+INT_MAX = 2**31 - 1
+FLOAT_MAX = float(np.finfo(np.float32).max)
 
 
 class InputError(ValueError):
@@ -78,11 +83,29 @@ def check_client_axis(
 
 
 def check_active(active: Any, clients: int) -> None:
-    if getattr(active, "shape", None) != (clients,) or active.dtype != jnp.bool_:
-        came = f"{active.dtype}{list(active.shape)}" if hasattr(active, "shape") else repr(active)
-        raise InputError(f"expected `active` to be bool[{clients}], one per client; got {came}.")
+    check_mask(active, clients)
     if concrete(active) and not np.any(np.asarray(active)):
         raise InputError(f"expected at least one active client; all {clients} are inactive.")
+
+
+def check_mask(active: Any, clients: int | None = None) -> int:
+    shape = getattr(active, "shape", None)
+    fits = shape is not None and len(shape) == 1 and clients in (None, *shape)
+    if not fits or active.dtype != jnp.bool_:
+        came = f"{active.dtype}{list(shape)}" if shape is not None else repr(active)
+        length = "clients" if clients is None else clients
+        raise InputError(f"expected `active` to be bool[{length}], one per client; got {came}.")
+    return shape[0]
+
+
+def check_draw(key: Any, active: Any, units: Any, *, alone: bool = False) -> None:
+    """The arguments of a mix."""
+    check_key(key)
+    clients = check_mask(active)
+    check_positive(units, "units", integer=True)
+    check_memory(4 * clients * units, f"an origin matrix of {clients} x {units}", "", None)
+    if not alone:
+        check_mixable(active, clients)
 
 
 def check_mixable(active: Any, clients: int) -> None:
@@ -96,7 +119,7 @@ def check_mixable(active: Any, clients: int) -> None:
 
 
 def check_weights(weights: Any, clients: int) -> None:
-    if getattr(weights, "shape", None) != (clients,):
+    if getattr(weights, "shape", None) != (clients,) or not real(weights.dtype):
         came = list(weights.shape) if hasattr(weights, "shape") else repr(weights)
         raise InputError(f"expected `weights` of shape [{clients}], one per client; got {came}.")
     if not concrete(weights):
@@ -158,7 +181,7 @@ def check_finite(tree: Any, what: str) -> None:
 
 
 def check_attributes(values: Any, count: int, what: str = "attribute values") -> None:
-    array = np.asarray(values)
+    array = host_array(values, what, None)
     if array.dtype.kind not in "iu":
         raise InputError(f"expected integer {what} in 0..{count - 1}; got dtype {array.dtype}.")
     outside = (array < 0) | (array >= count)
@@ -170,7 +193,7 @@ def check_attributes(values: Any, count: int, what: str = "attribute values") ->
 
 
 def check_choice(value: Any, choices: Sequence[str], what: str) -> None:
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         listed = ", ".join(repr(choice) for choice in choices)
         raise InputError(f"expected {what} to be one of {listed}; got {value!r}.")
 
@@ -180,17 +203,17 @@ def check_positive(value: Any, what: str, *, integer: bool = False) -> None:
         return
     if integer and not (isinstance(value, (int, np.integer)) and not isinstance(value, bool)):
         raise InputError(f"expected {what} to be a whole number of at least 1; got {value!r}.")
-    if not value > 0:
-        least = "a whole number of at least 1" if integer else "greater than 0"
-        raise InputError(f"expected {what} to be {least}; got {value!r}.")
+    least = "a whole number of at least 1" if integer else "greater than 0"
+    if integer and value > INT_MAX:
+        raise InputError(f"expected {what} to be {least} and at most {INT_MAX}; got {value!r}.")
+    _check_number(value, f"{what} to be {least}", lambda number: number > 0)
 
 
 def check_non_negative(value: Any, what: str) -> None:
-    if concrete(value) and not value >= 0:
-        raise InputError(f"expected {what} to be at least 0; got {value!r}.")
+    _check_number(value, f"{what} to be at least 0", lambda number: number >= 0)
 
 
-def check_real(value: Any, what: str) -> float:
+def check_number(value: Any, what: str) -> float:
     """A finite number of at least 0, on the host."""
     try:
         number = float(value)
@@ -202,18 +225,131 @@ def check_real(value: Any, what: str) -> float:
 
 
 def check_probability(value: Any, what: str) -> None:
-    if not 0 < value < 1:
-        raise InputError(f"expected {what} to be greater than 0 and less than 1; got {value!r}.")
+    _check_number(value, f"{what} to be greater than 0 and less than 1", lambda p: 0 < p < 1)
+
+
+def check_fraction(value: Any, what: str, below: float) -> None:
+    _check_number(value, f"{what} in [0, {below})", lambda number: 0 <= number < below)
 
 
 def check_share(value: Any, what: str) -> None:
-    if not 0 < value <= 1:
-        raise InputError(f"expected {what} to be greater than 0 and at most 1; got {value!r}.")
+    _check_number(value, f"{what} in (0, 1]", lambda number: 0 < number <= 1)
 
 
-def check_fraction(value: float, what: str, below: float) -> None:
-    if not 0 <= value < below:
-        raise InputError(f"expected {what} in [0, {below}); got {value!r}.")
+def check_seed(value: Any) -> None:
+    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    if not whole or value < 0:
+        raise InputError(f"expected a seed that is a whole number of at least 0; got {value!r}.")
+
+
+def _check_number(value: Any, expected: str, holds: Callable[[Any], Any]) -> None:
+    """A real number, finite in float32; a traced one passes."""
+    if not concrete(value):
+        return
+    scalar = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
+    if not scalar:
+        shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", jnp.bool_)
+        scalar = shape == () and real(dtype)
+    if not scalar or isinstance(value, complex) or not abs(value) <= FLOAT_MAX or not holds(value):
+        raise InputError(f"expected {expected}; got {value!r}.")
+
+
+def real(dtype: Any) -> bool:
+    """Whether numbers of the dtype are real; booleans are not."""
+    return jnp.issubdtype(dtype, jnp.integer) or jnp.issubdtype(dtype, jnp.floating)
+
+
+def check_real(tree: Any, what: str = "updates") -> None:
+    for name, leaf in named_leaves(tree):
+        if not real(leaf.dtype) and leaf.dtype != jnp.bool_:
+            raise InputError(
+                f"expected real numbers in {what}; got {leaf.dtype} at {name}. Convert them first."
+            )
+
+
+def host_array(values: Any, what: str, kinds: str | None = "iuf", ndim: int = 0) -> np.ndarray:
+    """Array-likes as NumPy sees them, of one of the dtype kinds and at least `ndim` axes."""
+    try:
+        array = np.asarray(values)
+    except (ValueError, TypeError):
+        raise InputError(f"expected {what} as an array; got {values!r}.") from None
+    # JAX's own floats, such as bfloat16, have the kind of raw bytes
+    kind = "f" if jnp.issubdtype(array.dtype, jnp.floating) else array.dtype.kind
+    if (kinds is not None and kind not in kinds) or array.ndim < ndim:
+        names = {"i": "integers", "u": "", "f": "real numbers", "b": "booleans"}
+        listed = " or ".join(filter(None, (names[one] for one in kinds or "")))
+        axes = f" with at least {ndim} axes" if ndim else ""
+        raise InputError(
+            f"expected {what} as an array of {listed}{axes}; got {array.dtype}{list(array.shape)}."
+        )
+    return array
+
+
+def check_arrivals(arrivals: Any, capacity: int) -> None:
+    if not concrete(arrivals):
+        return
+    array = host_array(arrivals, "arrivals", "iu")
+    if array.ndim or not 0 <= int(array) <= capacity:
+        raise InputError(f"expected arrivals in 0..{capacity}, the capacity; got {arrivals!r}.")
+
+
+def check_sequence(values: Any, what: str) -> None:
+    array = hasattr(values, "shape") and len(values.shape) > 0
+    if not array and not isinstance(values, (list, tuple, range)):
+        raise InputError(f"expected {what} as a list; got {values!r}.")
+
+
+def check_ids(ids: Any, clients: int) -> None:
+    array = host_array(ids, "client ids", None)
+    if array.shape != (clients,) or len(set(array.tolist())) != clients:
+        raise InputError(f"expected {clients} distinct client ids; got {array.tolist()}.")
+    if array.dtype.kind not in "iu" or array.max() > INT_MAX or array.min() < -INT_MAX - 1:
+        raise InputError(
+            f"expected client ids that are whole numbers of 32 bits; got {array.tolist()}. "
+            "Number the clients, and keep longer names outside."
+        )
+
+
+def check_units(units: Any) -> None:
+    if not getattr(units, "names", ()) or not hasattr(units, "segments"):
+        raise InputError(
+            f"expected a partition with at least one unit; got {units!r}. "
+            "Make one with units.partition."
+        )
+
+
+def check_callable(value: Any, what: str) -> None:
+    if not callable(value):
+        raise InputError(f"expected {what}; got {value!r}.")
+
+
+def check_schedule(mask: Any) -> None:
+    array = mask if hasattr(mask, "dtype") else host_array(mask, "a schedule", None)
+    if array.dtype != jnp.bool_ or array.ndim not in (1, 2) or 0 in array.shape:
+        raise InputError(
+            "expected a schedule of bool[clients] or bool[rounds, clients]; got "
+            f"{array.dtype}{list(array.shape)}."
+        )
+
+
+def check_per_client(values: Any, clients: int, what: str) -> None:
+    if getattr(values, "shape", None) != (clients,):
+        came = list(values.shape) if hasattr(values, "shape") else repr(values)
+        raise InputError(
+            f"expected one entry of {what} for each of {clients} clients; got {came}. "
+            "Rows that data.pad adds count too."
+        )
+
+
+def check_durations(durations: Any) -> None:
+    if not concrete(durations):
+        return
+    values = host_array(durations, "durations")
+    if values.ndim != 1 or not np.all(values >= 0):
+        raise InputError(
+            "expected durations >= 0 of shape [clients], or a function that draws them; got "
+            f"{values!r}."
+        )
 
 
 def check_origins(origins: Any, clients: int, units: int) -> None:
@@ -223,6 +359,19 @@ def check_origins(origins: Any, clients: int, units: int) -> None:
         raise InputError(
             f"expected integer origins of shape [{clients}, {units}], clients by units; "
             f"got {came}. Draw them with a mix for this cohort and partition."
+        )
+    check_origin_rows(origins, clients)
+
+
+def check_origin_rows(origins: Any, clients: int) -> None:
+    if not concrete(origins):
+        return
+    rows = np.asarray(origins)
+    outside = np.argwhere((rows < 0) | (rows >= clients))
+    if outside.size:
+        index = tuple(int(i) for i in outside[0])
+        raise InputError(
+            f"expected origins in 0..{clients - 1}, the clients; got {rows[index]} at {index}."
         )
 
 
@@ -244,6 +393,10 @@ def check_mesh(mesh: jax.sharding.Mesh, clients: int) -> int:
 
 def check_arrays(tree: Any, what: str) -> None:
     for name, leaf in named_leaves(tree):
+        dtype = getattr(leaf, "dtype", jnp.bool_)
+        known = (jnp.number, jnp.bool_, jax.dtypes.prng_key)
+        if not any(jnp.issubdtype(dtype, kind) for kind in known):
+            raise InputError(f"expected numbers in {what}; got dtype {dtype} at {name}.")
         if not hasattr(leaf, "shape"):
             raise InputError(
                 f"expected arrays in {what}; got {type(leaf).__name__} at {name}. "
@@ -252,20 +405,92 @@ def check_arrays(tree: Any, what: str) -> None:
             )
 
 
-def check_partition(updates: Any, sizes: list[int]) -> None:
+def check_params(params: Any) -> None:
+    if not named_leaves(params):
+        raise InputError("expected a model with parameters; got an empty pytree.")
+    check_arrays(params, "the model")
+    check_real(params, "the model")
+
+
+def check_partition(updates: Any, sizes: list[int], what: str = "updates") -> None:
     """The leaves of `updates` must have the sizes that a partition covers."""
     named = named_leaves(updates)
     own = [int(np.prod(leaf.shape[1:])) for _, leaf in named]
     if own != sizes:
         name = next((n for (n, _), a, b in zip(named, own, sizes, strict=False) if a != b), "")
         raise InputError(
-            f"expected updates of the model that was partitioned, leaves of {sizes} elements a "
+            f"expected {what} of the model that was partitioned, leaves of {sizes} elements a "
             f"client; got {own}{f', which differ first at {name}' if name else ''}. Partition "
             "this model with units.partition."
         )
 
 
+def tree_bytes(tree: Any) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def check_memory(needed: int, what: str, advice: str, mesh: jax.sharding.Mesh | None) -> None:
+    """Refuse what can't fit, before it is compiled; `needed` is a lower bound."""
+    total = _memory.total_bytes(mesh)
+    if total is not None and needed > total:
+        raise InputError(
+            f"expected a run that fits the memory of {total:,} bytes; {what} needs at least "
+            f"{needed:,}. {advice}"
+        )
+
+
+def check_stack_memory(
+    params: Any,
+    clients: int,
+    chunk_size: int | None,
+    mesh: jax.sharding.Mesh | None,
+    *,
+    stacks: int,
+    advice: str,
+) -> None:
+    """Stacks of every client's update, and the parameters and gradients of a chunk of clients."""
+    if chunk_size is not None:
+        check_positive(chunk_size, "chunk_size", integer=True)
+    model = tree_bytes(params)
+    size = clients * model
+    check_memory(
+        stacks * size, f"{stacks} x {clients} clients x {model:,} bytes of updates", advice, mesh
+    )
+    chunk = min(chunk_size or 1, clients)
+    check_memory(
+        2 * chunk * model,
+        f"training {chunk} clients of {model:,} bytes at once",
+        "Pass a smaller chunk_size.",
+        mesh,
+    )
+
+
+def check_statistics(statistics: Any) -> None:
+    shapes = [
+        tuple(getattr(getattr(statistics, name, None), "shape", ()))
+        for name in ("dots", "squared_norms", "direction_squared_norms")
+    ]
+    dots, squares, directions = shapes
+    fits = len(dots) >= 2 and dots[:-1] == squares and directions == dots[-2:]
+    if not fits:
+        raise InputError(
+            "expected observation.Statistics with dots [clients, units, attributes], squared_norms "
+            "[clients, units] and direction_squared_norms [units, attributes]; got shapes "
+            f"{shapes}."
+        )
+    for name in ("dots", "squared_norms", "direction_squared_norms"):
+        dtype = getattr(statistics, name).dtype
+        if not jnp.issubdtype(dtype, jnp.floating):
+            raise InputError(f"expected statistics that are floats; got {dtype} in {name}.")
+
+
+def check_component(value: Any, fields: Sequence[str], what: str) -> None:
+    if not all(callable(getattr(value, field, None)) for field in fields):
+        raise InputError(f"expected {what}; got {value!r}.")
+
+
 def check_window(window: Sequence[int], spatial: Sequence[int]) -> None:
+    check_sequence(window, "a pooling window")
     if len(window) != len(spatial) or any(width < 1 for width in window):
         raise InputError(
             f"expected a pooling window of {len(spatial)} positive sizes for spatial axes "
@@ -301,12 +526,22 @@ def check_auxiliary(auxiliary: Any) -> None:
 
 def check_cohort(data: Any, what: str = "the cohort", axis: str = "clients") -> int:
     """The number of clients of a `ClientData`."""
-    if not hasattr(data, "examples") or not hasattr(data, "counts"):
+    if not all(hasattr(data, name) for name in ("examples", "counts", "ids", "active")):
         raise InputError(
             f"expected {what} as a data.ClientData; got {type(data).__name__}. "
             "Stack examples with data.stack."
         )
     clients = check_client_axis(data, what, axis)
+    check_mask(data.active, clients)
+    for name in ("counts", "ids"):
+        values = getattr(data, name)
+        whole = hasattr(values, "dtype") and jnp.issubdtype(values.dtype, jnp.integer)
+        if not whole or values.shape != (clients,):
+            raise InputError(
+                f"expected `{name}` of {what} to be int[{clients}], one for each; got "
+                f"{getattr(values, 'dtype', type(values).__name__)}"
+                f"{list(getattr(values, 'shape', []))}."
+            )
     if not concrete(data.active) or not concrete(data.counts):
         return clients
     check_active(data.active, clients)
@@ -314,13 +549,13 @@ def check_cohort(data: Any, what: str = "the cohort", axis: str = "clients") -> 
     if not named_leaves(data.examples):
         # streamed: the examples are made where they are used
         return clients
-    name, first = named_leaves(data.examples)[0]
-    if first.ndim < 2:
+    lengths = {leaf.shape[1] if leaf.ndim > 1 else None for _, leaf in named_leaves(data.examples)}
+    if None in lengths or len(lengths) > 1:
+        shapes = {name: tuple(leaf.shape) for name, leaf in named_leaves(data.examples)}
         raise InputError(
-            f"expected examples of shape [{axis}, examples, ...] in {what}; got {name}: "
-            f"{tuple(first.shape)}."
+            f"expected examples of shape [{axis}, examples, ...] in {what}; got {shapes}."
         )
-    capacity = first.shape[1]
+    (capacity,) = lengths
     outside = np.flatnonzero((counts < 0) | (counts > capacity))
     if outside.size:
         raise InputError(

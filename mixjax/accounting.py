@@ -47,8 +47,8 @@ def noise_multiplier(sigma: float, clip_norm: float, *, relation: str = "replace
     Returns:
       The noise multiplier of one round for the functions below.
     """
-    sigma = _validate.check_real(sigma, "sigma")
-    _validate.check_positive(_validate.check_real(clip_norm, "clip norm"), "clip norm")
+    sigma = _validate.check_number(sigma, "sigma")
+    _validate.check_positive(_validate.check_number(clip_norm, "clip norm"), "clip norm")
     _validate.check_choice(relation, RELATIONS, "relation")
     return sigma / (2 * clip_norm if relation == "replace" else clip_norm)
 
@@ -70,7 +70,7 @@ def gaussian_delta(noise_multiplier: float, rounds: int, epsilon: float) -> floa
       epsilon: at least 0.
     """
     shift = _shift(noise_multiplier, rounds)
-    epsilon = _validate.check_real(epsilon, "epsilon")
+    epsilon = _validate.check_number(epsilon, "epsilon")
     return math.exp(_log_delta(shift, epsilon)) if math.isfinite(shift) else 1.0
 
 
@@ -116,7 +116,7 @@ def gaussian_noise_multiplier(epsilon: float, delta: float, rounds: int) -> floa
       delta: between 0 and 1.
       rounds: in which the client takes part.
     """
-    epsilon = _validate.check_real(epsilon, "epsilon")
+    epsilon = _validate.check_number(epsilon, "epsilon")
     _validate.check_probability(delta, "delta")
     _validate.check_positive(rounds, "rounds", integer=True)
     log_delta = math.log(delta)
@@ -157,8 +157,8 @@ def shuffled_delta(epsilon0: float, clients: int, epsilon: float) -> float:
       clients: active clients of the round.
       epsilon: at least 0.
     """
-    epsilon0 = _validate.check_real(epsilon0, "epsilon0")
-    epsilon = _validate.check_real(epsilon, "epsilon")
+    epsilon0 = _validate.check_number(epsilon0, "epsilon0")
+    epsilon = _validate.check_number(epsilon, "epsilon")
     _validate.check_positive(clients, "clients", integer=True)
     if epsilon >= epsilon0:
         return 0.0
@@ -204,7 +204,7 @@ def shuffled_epsilon(epsilon0: float, clients: int, delta: float) -> float:
 
 def _shift(noise_multiplier: float, rounds: int) -> float:
     """Distance of the two Gaussians' means over their deviation, after all rounds."""
-    noise_multiplier = _validate.check_real(noise_multiplier, "noise_multiplier")
+    noise_multiplier = _validate.check_number(noise_multiplier, "noise_multiplier")
     _validate.check_positive(rounds, "rounds", integer=True)
     return math.sqrt(rounds) / noise_multiplier if noise_multiplier else math.inf
 

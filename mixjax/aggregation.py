@@ -2,7 +2,7 @@
 
 An aggregation is `(updates, active) -> aggregate`. None takes weights: after mixing a slot's
 layers belong to different clients, so a weight can only go with an update *before* it is mixed
-(`scale`).
+(`scale`). Without an active client, which only `jit` lets through, an aggregate is NaN.
 """
 
 from typing import Protocol, runtime_checkable
@@ -33,7 +33,7 @@ def relative_weights(weights: Weights, active: Active | None = None) -> Weights:
       InputError: for weights that are negative, not finite or sum to zero. Under `jit`, where
         values can't be checked, a zero sum gives NaN.
     """
-    (clients,) = getattr(weights, "shape", None) or (0,)
+    clients = (getattr(weights, "shape", ()) or (0,))[0]
     _validate.check_weights(weights, clients)
     active = _all_active(active, clients)
     weights = jnp.where(active, weights, 0).astype(jnp.float32)
@@ -49,7 +49,7 @@ def scale(updates: Updates, weights: Weights, active: Active | None = None) -> U
     Raises:
       InputError: see `relative_weights`.
     """
-    clients = _validate.check_client_axis(updates)
+    updates, clients = _stacked(updates)
     _validate.check_weights(weights, clients)
     factors = relative_weights(weights, active)
     return jax.tree.map(
@@ -67,7 +67,7 @@ def mean(updates: Updates, active: Active | None = None) -> Params:
     2 C eps times the mean absolute value of the coordinate; exactly unchanged where all partial
     sums are representable, as for integers of moderate size. NaN in an inactive row is ignored.
     """
-    clients = _validate.check_client_axis(updates)
+    updates, clients = _stacked(updates)
     rows = _all_active(active, clients)
 
     def one(leaf: Array) -> Array:
@@ -88,7 +88,7 @@ def coordinate_median(updates: Updates, active: Active | None = None) -> Params:
 
     Source: Yin et al. 2018, arXiv:1803.01498.
     """
-    clients = _validate.check_client_axis(updates)
+    updates, clients = _stacked(updates)
     active = _all_active(active, clients)
     count = jnp.sum(active)
 
@@ -107,7 +107,7 @@ def trimmed_mean(updates: Updates, active: Active | None = None, *, trim: float 
     Source: Yin et al. 2018, arXiv:1803.01498.
     """
     _validate.check_fraction(trim, "trim", 0.5)
-    clients = _validate.check_client_axis(updates)
+    updates, clients = _stacked(updates)
     active = _all_active(active, clients)
     count = jnp.sum(active)
     # in float32, 0.3 x 10 would fall just below or above 3 by the luck of rounding
@@ -133,9 +133,10 @@ def krum(
     Source: Blanchard et al. 2017, arXiv:1703.02757; `select` > 1 is its Multi-Krum.
 
     Raises:
-      InputError: unless C >= byzantine + 3 and 1 <= select <= C.
+      InputError: unless C >= byzantine + 3 and 1 <= select <= C, C the active clients. Under
+        `jit`, where they can't be counted, the result is then NaN.
     """
-    clients = _validate.check_client_axis(updates)
+    updates, clients = _stacked(updates)
     active = _all_active(active, clients)
     _validate.check_krum(active, clients, byzantine, select)
     # distances to the mean first: a part common to all would drown the differences in rounding
@@ -153,7 +154,20 @@ def krum(
     scores = jnp.sum(jnp.where(counted[None, :], nearest, 0), axis=1)
     order = jnp.argsort(jnp.where(active, scores, jnp.inf))
     chosen = jnp.zeros(clients, bool).at[order[:select]].set(True)
-    return mean(updates, chosen & active)
+    enough = jnp.sum(active) >= max(byzantine + 3, select)
+    return jax.tree.map(
+        lambda leaf: jnp.where(enough, leaf, jnp.nan), mean(updates, chosen & active)
+    )
+
+
+def _stacked(updates: Updates) -> tuple[Updates, int]:
+    clients = _validate.check_client_axis(updates)
+    _validate.check_real(updates)
+    # NumPy's float64 become JAX's floats here, and booleans numbers
+    arrays = jax.tree.map(jnp.asarray, updates)
+    return jax.tree.map(
+        lambda a: a.astype(jnp.float32) if a.dtype == jnp.bool_ else a, arrays
+    ), clients
 
 
 def _all_active(active: Active | None, clients: int) -> Active:

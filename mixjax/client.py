@@ -133,6 +133,8 @@ def streamed(
     Returns:
       Local training that ignores `data.examples`.
     """
+    _validate.check_callable(local, "local training such as client.local_training(...)")
+    _validate.check_callable(examples_fn, "a function from a client's id to its examples")
 
     def train(key: PRNGKey, params: Params, data: ClientData) -> LocalResult:
         return local(key, params, data._replace(examples=examples_fn(data.ids)))

@@ -67,11 +67,14 @@ def fold(
       The sum of the summands over clients, floats in at least float32, and the stacked records.
       Another chunk size or mesh changes the order of summation and nothing else.
     """
+    _validate.check_callable(client_fn, "a function of (shared, client)")
     count = _validate.check_client_axis(clients, "the cohort")
     if chunk_size is None:
         one = jax.eval_shape(lambda tree: jax.tree.map(lambda leaf: leaf[0], tree), clients)
         # gradients, optimizer state and trained parameters: about four copies of what is shared
-        chunk_size = default_chunk_size(_bytes(one) + 4 * _bytes(shared))
+        chunk_size = default_chunk_size(
+            _validate.tree_bytes(one) + 4 * _validate.tree_bytes(shared)
+        )
     _validate.check_positive(chunk_size, "chunk_size", integer=True)
     if mesh is None:
         return _fold_chunks(client_fn, shared, clients, count, chunk_size)
@@ -149,10 +152,23 @@ def run(
       `trained - params` for each client; zeros for inactive ones.
     """
     _validate.check_key(key)
-    _validate.check_cohort(data)
+    clients = _validate.check_cohort(data)
+    _validate.check_params(params)
+    _validate.check_callable(local, "local training such as client.local_training(...)")
+    _validate.check_stack_memory(
+        params,
+        clients,
+        chunk_size,
+        mesh,
+        stacks=1,
+        advice="Reduce updates as they come with cohort.fold, or train fewer clients at once "
+        "(data.take).",
+    )
 
     def client_fn(shared: Any, client: ClientData) -> tuple[tuple[()], Params]:
         key, params = shared
+        # local training skips the steps of a client without examples
+        client = client._replace(counts=jnp.where(client.active, client.counts, 0))
         update = local(client_key(key, client.ids), params, client).update
         return (), zero_unless(client.active, update)
 
@@ -183,7 +199,3 @@ def _wide(dtype: Any) -> Any:
     if dtype == jnp.bool_:
         return jnp.dtype(jnp.int32)
     return wide(dtype) if jnp.issubdtype(dtype, jnp.inexact) else dtype
-
-
-def _bytes(tree: Any) -> int:
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

@@ -87,7 +87,7 @@ def stack(
 
     Args:
       examples: for each client a pytree of arrays `[examples, ...]`, all of one structure.
-      ids: distinct client ids; `0, 1, ...` by default.
+      ids: distinct client ids that fit 32 bits; `0, 1, ...` by default.
       capacity: the padded number of examples, by default that of the longest client. Cohorts
         of one capacity share a compiled program.
 
@@ -95,21 +95,28 @@ def stack(
       InputError: for an empty cohort, clients whose trees, trailing shapes or lengths differ, or
         a capacity below the longest client's.
     """
+    _validate.check_sequence(examples, "clients' examples")
     if not len(examples):
         raise _validate.InputError("expected at least one client to stack; got an empty cohort.")
     for client, tree in enumerate(examples):
         _validate.check_client_axis(
             tree, f"the examples of client {client}", axis="examples", allow_empty=True
         )
+        _validate.check_real(tree, f"the examples of client {client}")
         _validate.check_same_model(examples[0], tree, "client 0", f"client {client}")
         _validate.check_same_dtypes(examples[0], tree, "client 0", f"client {client}")
     counts = [jax.tree.leaves(tree)[0].shape[0] for tree in examples]
     ids = range(len(examples)) if ids is None else ids
-    if len(set(ids)) != len(examples):
-        raise _validate.InputError(
-            f"expected {len(examples)} distinct client ids; got {list(ids)}."
-        )
+    _validate.check_ids(ids, len(examples))
+    if capacity is not None:
+        _validate.check_positive(capacity, "capacity", integer=True)
     capacity = max(counts) if capacity is None else capacity
+    one = sum(
+        leaf.dtype.itemsize * int(np.prod(leaf.shape[1:])) for leaf in jax.tree.leaves(examples[0])
+    )
+    _validate.check_memory(
+        len(examples) * capacity * one, "the padded cohort", "Pass a smaller capacity.", None
+    )
     if capacity < max(counts):
         raise _validate.InputError(
             f"expected a capacity of at least {max(counts)}, the longest client's; got {capacity}."
@@ -124,14 +131,16 @@ def stack(
     return ClientData(
         examples=jax.tree.map(pad, *examples),
         counts=jnp.asarray(counts, jnp.int32),
-        ids=jnp.asarray(list(ids), jnp.int32),
+        ids=jnp.asarray(np.asarray(ids), jnp.int32),
         active=jnp.ones(len(examples), bool),
     )
 
 
 def take(data: ClientData, rows: Any) -> ClientData:
     """The cohort of the given rows, in that order; ids travel along."""
-    rows = np.asarray(rows)
+    rows = _validate.host_array(rows, "rows of the cohort", None)
+    if not rows.size:
+        raise _validate.InputError("expected at least one row of the cohort; got none.")
     _validate.check_attributes(rows, _validate.check_cohort(data), "rows of the cohort")
     return jax.tree.map(lambda leaf: leaf[rows], data)
 
@@ -139,8 +148,14 @@ def take(data: ClientData, rows: Any) -> ClientData:
 def pad(data: ClientData, multiple: int) -> ClientData:
     """Add inactive clients without examples until `multiple` divides their number."""
     _validate.check_positive(multiple, "multiple", integer=True)
-    clients = _validate.check_client_axis(data, "the cohort")
+    clients = _validate.check_cohort(data)
     extra = -clients % multiple
+    _validate.check_memory(
+        (clients + extra) * (_validate.tree_bytes(data) // clients),
+        f"a cohort of {clients + extra}",
+        "Pad to a smaller multiple.",
+        None,
+    )
     padded = jax.tree.map(
         lambda leaf: jnp.pad(leaf, [(0, extra)] + [(0, 0)] * (leaf.ndim - 1)), data
     )
@@ -150,6 +165,7 @@ def pad(data: ClientData, multiple: int) -> ClientData:
 
 def unstack(data: ClientData) -> list[PyTree[np.ndarray]]:
     """Each client's real examples, padding removed, on the host."""
+    _validate.check_cohort(data)
     host = jax.device_get(data)
     return [
         jax.tree.map(lambda leaf, row=row, count=count: leaf[row, :count], host.examples)
@@ -174,14 +190,17 @@ def pool(
     Raises:
       InputError: for groups out of range, or a group without a client.
     """
-    of_client = np.asarray(groups)
+    _validate.check_cohort(data)
+    _validate.check_positive(count, "count", integer=True)
+    of_client = _validate.host_array(groups, "groups", None)
     _validate.check_attributes(of_client, count, "groups")
     clients = unstack(data)
     if of_client.shape != (len(clients),):
         raise _validate.InputError(
             f"expected one group for each of {len(clients)} clients; got shape {of_client.shape}."
         )
-    missing = sorted(set(range(count)) - set(of_client.tolist()))
+    # no more are looked at than could be there
+    missing = sorted(set(range(min(count, len(clients) + 1))) - set(of_client.tolist()))
     if missing:
         raise _validate.InputError(
             f"expected clients in each of {count} groups; groups {missing} have none. "
@@ -274,6 +293,8 @@ def prefetched(
 
 def iid(seed: int, examples: int, clients: int) -> list[np.ndarray]:
     """Indices of a uniformly random partition into parts of nearly equal size."""
+    _validate.check_seed(seed)
+    _validate.check_positive(examples, "examples", integer=True)
     _check_partition(examples, clients)
     order = np.random.default_rng(seed).permutation(examples)
     return list(np.array_split(order, clients))
@@ -288,13 +309,15 @@ def dirichlet(
     examples or none.
     Source: Hsu, Qi, Brown 2019, arXiv:1909.06335, in its per-class form.
     """
-    _check_partition(len(labels), clients)
+    _validate.check_seed(seed)
+    labels = _validate.host_array(labels, "labels", ndim=1).ravel()
+    _check_partition(labels.size, clients)
     _validate.check_positive(concentration, "concentration")
     rng = np.random.default_rng(seed)
     parts: list[list[np.ndarray]] = [[] for _ in range(clients)]
     for label in np.unique(labels):
         members = rng.permutation(np.flatnonzero(labels == label))
-        shares = rng.dirichlet(np.full(clients, concentration))
+        shares = rng.dirichlet(np.full(clients, float(concentration)))
         edges = np.round(np.cumsum(shares)[:-1] * len(members)).astype(int)
         for part, piece in zip(parts, np.split(members, edges), strict=True):
             part.append(piece)
@@ -322,9 +345,14 @@ def preference_groups(
     Raises:
       InputError: when there are not enough examples of the classes asked for.
     """
-    _check_partition(len(labels), clients)
+    _validate.check_seed(seed)
+    labels = _validate.host_array(labels, "labels", ndim=1).ravel()
+    _check_partition(labels.size, clients)
     _validate.check_fraction(preferred, "preferred", 1.0 + 1e-9)
     _validate.check_positive(per_client, "per_client", integer=True)
+    _validate.check_sequence(groups, "groups of classes")
+    for group in groups:
+        _validate.check_sequence(group, "the classes of a group")
     if not len(groups):
         raise _validate.InputError("expected at least one group of classes; got none.")
     rng = np.random.default_rng(seed)

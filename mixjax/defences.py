@@ -133,6 +133,8 @@ def combine(first: Defence, second: Defence) -> Defence:
 
     >>> private = combine(noisy_gradient(0.01, clip_norm=1.0), mixnn())
     """
+    for part in (first, second):
+        _validate.check_component(part, Defence._fields, "a defence such as defences.mixnn()")
 
     def perturb(key: PRNGKey, update: Params) -> Params:
         first_key, second_key = jax.random.split(key)

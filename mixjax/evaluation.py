@@ -8,6 +8,8 @@ questions; each stands next to the chance level, which is the share of the commo
 * set level: does the multiset of guesses match the cohort's histogram? No permutation changes it.
 * unit level: is the attribute of the *owner of a unit instance* guessed right from that unit
   alone? No permutation changes it.
+
+An accuracy is NaN where nothing is active, the AUC also where all have one attribute value.
 """
 
 import functools
@@ -45,7 +47,13 @@ class Interval(NamedTuple):
 
 def guesses(scores: Values) -> np.ndarray:
     """The attribute value with the highest score: `[..., attributes] -> [...]`."""
-    return np.argmax(np.asarray(scores), axis=-1)
+    array = _validate.host_array(scores, "scores", ndim=1)
+    if not array.shape[-1] or np.isnan(array).any():
+        raise _validate.InputError(
+            "expected scores of at least one attribute value, none of them NaN; got shape "
+            f"{array.shape} with {np.isnan(array).sum()} NaN."
+        )
+    return np.argmax(array, axis=-1)
 
 
 def attribution(guesses: Values, truth: Values, active: Values | None = None) -> np.ndarray:
@@ -71,6 +79,8 @@ def balanced_accuracy(
     Chance is one over the number of values present, whatever their frequencies.
     """
     guesses, truth, active = _aligned(guesses, truth, active)
+    _validate.check_positive(values, "values", integer=True)
+    _validate.check_memory(8 * values * guesses.size, f"{values} attribute values", "", None)
     recalls = [_share(guesses == value, active & (truth == value)) for value in range(values)]
     return _mean_over_present(recalls)
 
@@ -80,6 +90,8 @@ def set_level(
 ) -> np.ndarray:
     """Overlap of the histogram of guesses with that of the cohort: sum_a min(g_a, n_a) / C."""
     guesses, truth, active = _aligned(guesses, truth, active)
+    _validate.check_positive(values, "values", integer=True)
+    _validate.check_memory(8 * values * guesses.size, f"{values} attribute values", "", None)
     overlap = sum(
         np.minimum(
             np.sum((guesses == value) & active, axis=-1),
@@ -104,16 +116,20 @@ def unit_level(
     Returns:
       `[..., units]`.
     """
-    guessed, origins = guesses(unit_scores), np.asarray(origins)
+    guessed = guesses(unit_scores)
+    origins = _validate.host_array(origins, "origins", "iu", ndim=2)
+    truth = _validate.host_array(truth, "truth", "iu", ndim=1)
     if guessed.ndim < 2 or guessed.shape[-2:] != origins.shape[-2:]:
         raise _validate.InputError(
             f"expected unit_scores [..., slots, units, attributes] and origins [..., slots, "
             f"units]; got shapes {np.shape(unit_scores)} and {origins.shape}."
         )
-    shape = np.broadcast_shapes(guessed.shape, origins.shape)
-    truth = np.broadcast_to(np.asarray(truth)[..., None], shape)
+    slots = np.zeros(guessed.shape[:-1], int)
+    _, truth, present = _aligned(slots, truth, active)
+    _validate.check_origin_rows(origins, truth.shape[-1])
+    shape = np.broadcast_shapes(guessed.shape, origins.shape, (*truth.shape, 1))
+    truth = np.broadcast_to(truth[..., None], shape)
     owners = np.take_along_axis(truth, np.broadcast_to(origins, shape), axis=-2)
-    present = np.ones(shape[:-1], bool) if active is None else np.asarray(active)
     present = np.broadcast_to(present[..., None], shape)
     right = np.swapaxes(guessed == owners, -1, -2)
     return _share(right, np.swapaxes(present, -1, -2))
@@ -131,16 +147,16 @@ def auc(scores: Values, truth: Values, active: Values | None = None) -> np.ndarr
       `[...]`; 0.5 is chance, ties count half. With two values the margin between their scores
       is ranked.
     """
-    scores = np.asarray(scores, np.float64)
-    if scores.ndim < 2:
+    scores = _validate.host_array(scores, "scores").astype(np.float64)
+    if scores.ndim < 2 or not scores.shape[-1] or not np.isfinite(scores).all():
         raise _validate.InputError(
-            f"expected scores of shape [..., clients, attributes]; got {scores.shape}."
+            f"expected scores of shape [..., clients, attributes], finite; got {scores.shape}."
         )
     values = scores.shape[-1]
     if values == 2:
         margin = scores[..., 1] - scores[..., 0]
         scores = np.stack([-margin, margin], axis=-1)
-    _, truth, active = _aligned(scores[..., 0], truth, active)
+    _, truth, active = _aligned(np.zeros(scores.shape[:-1], int), truth, active)
     areas = []
     for value in range(values):
         own, other = active & (truth == value), active & (truth != value)
@@ -165,6 +181,8 @@ def permuted_attribution(
 ) -> np.ndarray:
     """Expected attribution under a uniform permutation of slots: sum_a (n_a / C)(m_a / C)."""
     guesses, truth, active = _aligned(guesses, truth, active)
+    _validate.check_positive(values, "values", integer=True)
+    _validate.check_memory(8 * values * guesses.size, f"{values} attribute values", "", None)
     return np.asarray(
         sum(_share(guesses == a, active) * _share(truth == a, active) for a in range(values))
     )
@@ -177,6 +195,7 @@ def unit_distances(updates: Updates, others: Updates, units: units_lib.Units) ->
       `[clients, clients, units]`: from each row of `updates` to each of `others`.
     """
     _validate.check_client_axis(updates)
+    _validate.check_client_axis(others)
     _validate.check_same_model(updates, others, "updates", "others")
     first, second = _unit_rows(updates, units), _unit_rows(others, units)
     pairs = zip(first, second, strict=True)
@@ -194,9 +213,10 @@ def neighbours(updates: Updates, units: units_lib.Units, radii: Values) -> np.nd
     Returns:
       `[clients, units, radii]`.
     """
+    radii = _validate.host_array(radii, "radii", ndim=1).ravel()
     distances = unit_distances(updates, updates, units)
     scale = [np.sqrt(np.mean(np.sum(rows**2, axis=1))) for rows in _unit_rows(updates, units)]
-    within = distances[..., None] <= np.asarray(scale)[:, None] * np.asarray(radii)
+    within = distances[..., None] <= np.asarray(scale)[:, None] * radii
     return np.sum(within, axis=1) - 1
 
 
@@ -217,6 +237,10 @@ def relink_rank(previous: Updates, current: Updates, units: units_lib.Units) -> 
 
 
 def _unit_rows(updates: Updates, units: units_lib.Units) -> list[np.ndarray]:
+    _validate.check_units(units)
+    _validate.check_real(updates)
+    sizes = [sum(stop - start for start, stop, _ in leaf) for leaf in units.segments]
+    _validate.check_partition(updates, sizes)
     parts: list[list[np.ndarray]] = [[] for _ in units.names]
     for leaf, segments in zip(jax.tree.leaves(updates), units.segments, strict=True):
         rows = np.asarray(leaf, np.float64).reshape(leaf.shape[0], -1)
@@ -250,14 +274,21 @@ def attribution_over_draws(
     """
     _validate.check_key(key)
     _validate.check_positive(draws, "draws", integer=True)
-    clients = statistics.squared_norms.shape[0]
-    present = np.ones(clients, bool) if active is None else np.asarray(active)
+    _validate.check_statistics(statistics)
+    _validate.check_callable(mix, "a mix such as mixing.full_round()")
+    truth = _validate.host_array(truth, "truth", "iu")
+    clients, units = statistics.squared_norms.shape
+    present = np.ones(clients, bool) if active is None else active
+    present = _validate.host_array(present, "active", "b")
     if np.shape(truth) != (clients,) or present.shape != (clients,):
         raise _validate.InputError(
             f"expected truth and active of shape [{clients}], one for each client; got "
             f"{np.shape(truth)} and {present.shape}."
         )
-    arrays = (jnp.asarray(truth), jnp.asarray(present))
+    _validate.check_active(present, clients)
+    arrays = (jnp.asarray(truth.astype(np.int32)), jnp.asarray(present))
+    if present.sum() < mixing.least_clients(mix, clients, units):
+        _validate.check_mixable(arrays[1], clients)
     return np.asarray(_attribution_over_draws(key, statistics, *arrays, mix, draws))
 
 
@@ -287,7 +318,9 @@ def wilson(successes: int, trials: int, confidence: float = 0.95) -> tuple[float
     >>> [round(bound, 3) for bound in wilson(14, 20)]
     [0.481, 0.855]
     """
-    if trials < 1 or not 0 <= successes <= trials:
+    _validate.check_fraction(confidence, "confidence", 1.0)
+    counts = all(isinstance(value, (int, np.integer)) for value in (successes, trials))
+    if not counts or not 0 < trials <= _validate.INT_MAX or not 0 <= successes <= trials:
         raise _validate.InputError(
             f"expected 0 <= successes <= trials and a trial; got {successes} of {trials}."
         )
@@ -298,13 +331,17 @@ def wilson(successes: int, trials: int, confidence: float = 0.95) -> tuple[float
 def bootstrap(values: Values, *, resamples: int = 2000, seed: int = 0) -> Interval:
     """Mean over runs with the 95 % percentile bootstrap interval of Efron 1979.
 
+    A NaN among the values makes all of it NaN.
+
     >>> bootstrap([0.5, 0.5, 0.5])
     Interval(mean=0.5, low=0.5, high=0.5, n=3)
     """
-    values = np.asarray(values, np.float64)
-    if values.ndim != 1 or not values.size:
+    _validate.check_positive(resamples, "resamples", integer=True)
+    _validate.check_seed(seed)
+    values = _validate.host_array(values, "values").astype(np.float64)
+    if values.ndim != 1 or not values.size or np.isinf(values).any():
         raise _validate.InputError(
-            f"expected one value for each run; got an array of shape {values.shape}."
+            f"expected one finite value for each run; got an array of shape {values.shape}."
         )
     rng = np.random.default_rng(seed)
     means = rng.choice(values, (resamples, values.size)).mean(axis=1)
@@ -315,8 +352,13 @@ def bootstrap(values: Values, *, resamples: int = 2000, seed: int = 0) -> Interv
 def _aligned(
     guesses: Values, truth: Values, active: Values | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    guesses, truth = np.asarray(guesses), np.asarray(truth)
-    active = np.ones(truth.shape[-1:], bool) if active is None else np.asarray(active)
+    guesses = _validate.host_array(guesses, "guesses", "iu", ndim=1)
+    truth = _validate.host_array(truth, "truth", "iu", ndim=1)
+    if active is None:
+        active = np.ones(truth.shape[-1:], bool)
+    active = _validate.host_array(active, "active", "b", ndim=1)
+    if not truth.shape[-1]:
+        raise _validate.InputError("expected at least one client to evaluate; got none.")
     try:
         aligned = np.broadcast_arrays(guesses, truth, active)
     except ValueError:

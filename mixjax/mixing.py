@@ -31,6 +31,10 @@ class Mix(Protocol):
 
         Returns:
           Origins that permute the active clients in each column and fix the inactive ones.
+
+        Raises:
+          InputError: for a mask of one client that is no traced value, if the mix can't hide one.
+            A federation asks once (`least_clients`), and then forwards no lone update.
         """
         ...
 
@@ -39,7 +43,7 @@ def keep() -> Mix:
     """Every update stays whole and in its own slot: plain federated learning."""
 
     def mix(key: PRNGKey, active: Active, units: int) -> Origins:
-        del key
+        _validate.check_draw(key, active, units, alone=True)
         return jnp.broadcast_to(jnp.arange(active.shape[0])[:, None], (active.shape[0], units))
 
     return mix
@@ -52,8 +56,7 @@ def shuffle() -> Mix:
     """
 
     def mix(key: PRNGKey, active: Active, units: int) -> Origins:
-        _validate.check_key(key)
-        _validate.check_mixable(active, active.shape[0])
+        _validate.check_draw(key, active, units)
         origins = _permutation(key, active)
         return jnp.broadcast_to(origins[:, None], (active.shape[0], units))
 
@@ -69,8 +72,7 @@ def full_round() -> Mix:
     """
 
     def mix(key: PRNGKey, active: Active, units: int) -> Origins:
-        _validate.check_key(key)
-        _validate.check_mixable(active, active.shape[0])
+        _validate.check_draw(key, active, units)
         keys = jax.random.split(key, units)
         return jax.vmap(_permutation, (0, None), out_axes=1)(keys, active)
 
@@ -87,8 +89,7 @@ def proxy(list_size: int) -> Mix:
     _validate.check_positive(list_size, "list_size", integer=True)
 
     def mix(key: PRNGKey, active: Active, units: int) -> Origins:
-        _validate.check_key(key)
-        _validate.check_mixable(active, active.shape[0])
+        _validate.check_draw(key, active, units)
         order_key, stream_key = jax.random.split(key)
         clients = active.shape[0]
         ranks = stream(stream_key, jnp.sum(active), clients, list_size, units)
@@ -125,7 +126,15 @@ def stream(
     Returns:
       `emitted[slot, unit]`: the arrival (0 first) whose unit the slot-th emission carries. Rows
       from `arrivals` on are zero.
+
+    Raises:
+      InputError: for sizes that are no positive whole numbers, or more arrivals than rows.
     """
+    _validate.check_key(key)
+    for value, name in ((capacity, "capacity"), (list_size, "list_size"), (units, "units")):
+        _validate.check_positive(value, name, integer=True)
+    _validate.check_arrivals(arrivals, capacity)
+    _validate.check_memory(4 * capacity * units, f"a stream of {capacity} x {units}", "", None)
     draw_key, flush_key = jax.random.split(key)
     size = min(list_size, capacity)
     columns = jnp.arange(units)
@@ -162,7 +171,12 @@ def apply(origins: Origins, updates: Updates, units: units_lib.Units) -> Updates
     Returns:
       `mixed[slot]`, of the structure, shapes and dtypes of `updates`. Values are moved, never
       computed with.
+
+    Raises:
+      InputError: for origins of another shape or out of range, or updates of another model. Under
+        `jit`, where values can't be checked, origins are clipped to the cohort.
     """
+    _validate.check_units(units)
     clients = _validate.check_client_axis(updates)
     _validate.check_origins(origins, clients, len(units.names))
     _validate.check_partition(updates, [sum(s.stop - s.start for s in u) for u in units.segments])
@@ -300,13 +314,30 @@ def mix(
 
 def compose(first: Mix, second: Mix) -> Mix:
     """Mix by `first`, then mix what it forwards by `second`."""
+    for part in (first, second):
+        _validate.check_callable(part, "a mix such as mixing.full_round()")
 
     def mix(key: PRNGKey, active: Active, units: int) -> Origins:
+        _validate.check_draw(key, active, units, alone=True)
         first_key, second_key = jax.random.split(key)
         inner, outer = first(first_key, active, units), second(second_key, active, units)
         return jnp.take_along_axis(inner, outer, axis=0)
 
     return mix
+
+
+def least_clients(mix: Mix, clients: int, units: int) -> int:
+    """How many active clients of a round a mix needs: 2 if it refuses to mix one, else 1."""
+    _validate.check_callable(mix, "a mix such as mixing.full_round()")
+    _validate.check_positive(clients, "clients", integer=True)
+    _validate.check_positive(units, "units", integer=True)
+    with jax.ensure_compile_time_eval():
+        alone = jnp.arange(clients) == 0
+    try:
+        jax.eval_shape(lambda key: mix(key, alone, units), jax.random.key(0))
+    except _validate.InputError:
+        return 2
+    return 1
 
 
 def _first(updates: Updates) -> Params:

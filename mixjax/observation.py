@@ -65,6 +65,7 @@ def direction_squared_norms(
     directions: Directions, units: units_lib.Units
 ) -> Float[Array, "units attributes"]:
     """Squared norm of each unit of each direction."""
+    _validate.check_client_axis(directions, "directions", axis="attributes")
     return jax.vmap(units_lib.squared_norms, (None, 0), out_axes=1)(units, directions)
 
 
@@ -74,6 +75,7 @@ def mix_statistics(origins: Origins, statistics: Statistics) -> Statistics:
     Guarantees: bit-equal to the statistics of `mixing.apply(origins, updates)` computed in the
     same way, since each number belongs to one unit of one client.
     """
+    _validate.check_statistics(statistics)
     dots, squares, direction_squares = statistics
     _validate.check_origins(origins, *squares.shape)
     return Statistics(

@@ -14,7 +14,9 @@ def clients_mesh(devices: int | None = None) -> jax.sharding.Mesh:
     On CPU a process has one device unless told otherwise: see `use_host_devices`.
     """
     present = jax.devices()
-    if devices is not None and not 1 <= devices <= len(present):
+    if devices is not None:
+        _validate.check_positive(devices, "devices", integer=True)
+    if devices is not None and devices > len(present):
         raise _validate.InputError(
             f"expected 1 to {len(present)} devices, as many as JAX sees; got {devices}. On CPU "
             "ask for more with sharding.use_host_devices(n) before JAX starts."

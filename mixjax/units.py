@@ -139,6 +139,7 @@ def _partition_chunks(count: int, sizes: list[int]) -> Units:
 
 def parameter_counts(units: Units) -> dict[str, int]:
     """The number of parameters in each unit."""
+    _validate.check_units(units)
     counts = dict.fromkeys(units.names, 0)
     for segment in (segment for leaf in units.segments for segment in leaf):
         counts[units.names[segment.unit]] += segment.stop - segment.start
@@ -167,7 +168,9 @@ def describe(params: ParamShapes, granularity: Granularity = "layer") -> None:
     width = max(len(name) for name in (*units.names, "total", "unit"))
     print(f"{'unit':{width}}  parameters  share  leaves")
     for name, count in counts.items():
-        print(f"{name:{width}}  {count:10,d}  {count / total:5.1%}  {' '.join(leaves[name])}")
+        print(
+            f"{name:{width}}  {count:10,d}  {count / max(total, 1):5.1%}  {' '.join(leaves[name])}"
+        )
     print(f"{'total':{width}}  {total:10,d}")
 
 
@@ -176,6 +179,10 @@ def dots(units: Units, update: Params, directions: Directions) -> Float[Array, "
 
     Products and sums are at least float32, at full matrix precision.
     """
+    _check_model(units, update, "the update")
+    _validate.check_client_axis(directions, "directions", axis="attributes")
+    _validate.check_real(directions, "directions")
+    _validate.check_partition(directions, _sizes(units), "directions")
 
     def part(flat: Array, rows: Array) -> Array:
         return jnp.matmul(rows, flat, precision=jax.lax.Precision.HIGHEST)
@@ -185,10 +192,26 @@ def dots(units: Units, update: Params, directions: Directions) -> Float[Array, "
 
 def squared_norms(units: Units, update: Params) -> Float[Array, " units"]:
     """Squared Euclidean norm of each unit of one update; squares and sums at least float32."""
+    _check_model(units, update, "the update")
     # a product: XLA's CPU back end sums an axis one element after the other
     return _reduce(
         units, lambda flat: jnp.vdot(flat, flat, precision=jax.lax.Precision.HIGHEST), update
     )
+
+
+def _check_model(units: Units, update: Params, what: str) -> None:
+    _validate.check_units(units)
+    _validate.check_arrays(update, what)
+    _validate.check_real(update, what)
+    _validate.check_partition(
+        jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape), leaf.dtype), update),
+        _sizes(units),
+        what,
+    )
+
+
+def _sizes(units: Units) -> list[int]:
+    return [sum(stop - start for start, stop, _ in segments) for segments in units.segments]
 
 
 def _as_rows(leaf: Array) -> Array:
@@ -198,7 +221,7 @@ def _as_rows(leaf: Array) -> Array:
 def _reduce(units: Units, part: Callable[..., Array], update: Params, *others: Any) -> Array:
     """Sum `part` over the segments of each unit; the last axis of every operand is sliced."""
     totals: list[Any] = [0.0] * len(units.names)
-    trees = (jax.tree.map(jnp.ravel, update), *others)
+    trees = (jax.tree.map(jnp.ravel, update), *jax.tree.map(jnp.asarray, others))
     for *leaves, segments in zip(*map(jax.tree.leaves, trees), units.segments, strict=True):
         wide = [leaf.astype(wide_dtype(leaf.dtype)) for leaf in leaves]
         for start, stop, unit in segments:

@@ -269,7 +269,7 @@ REFUSALS: dict[str, tuple[Callable[[], Any], str]] = {
     "a clip norm of zero": (lambda: mx.defences.clipped(0.0), "clip norm .* than 0; got 0.0"),
     "a negative sigma": (lambda: mx.defences.noisy_gradient(-1.0), "sigma .* least 0; got -1.0"),
     "nothing to keep": (
-        lambda: mx.defences.top_k(0.0), "fraction to be greater than 0 and at most 1; got 0.0",
+        lambda: mx.defences.top_k(0.0), "fraction in (0, 1]; got 0.0",
     ),
     "more than all to keep": (lambda: mx.defences.top_k(1.5), "fraction .* got 1.5"),
     "directions of another model": (
@@ -306,6 +306,60 @@ REFUSALS: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "guesses of another cohort": (
         lambda: mx.evaluation.attribution([0, 1], [0, 1, 2]), r"got \(2,\), \(3,\)",
+    ),
+    "an unknown policy for broken updates": (
+        lambda: run(broken="ignore"), "broken to be one of 'exclude', 'raise'; got 'ignore'",
+    ),
+    "a bound of zero on norms": (lambda: run(max_norm=0), "max_norm to be greater than 0; got 0"),
+    "a participation that is none": (
+        lambda: run(participation=0.5), r"a participation such as participation\.uniform.*got 0\.5",
+    ),
+    "a defence that is none": (lambda: run(defence="mixnn"), "a defence such as .* got 'mixnn'"),
+    "a sample of nobody": (lambda: mx.participation.uniform(0), "count to be a whole .* got 0"),
+    "a share above one": (lambda: mx.participation.fraction(1.5), r"share in \(0, 1\]; got 1\.5"),
+    "a rate that is NaN": (lambda: mx.participation.poisson(np.nan), r"rate in \(0, 1\]; got nan"),
+    "a certain dropout": (lambda: mx.participation.dropout(1.0), r"rate in \[0, 1\.0\); got 1\.0"),
+    "a deadline of zero": (
+        lambda: mx.participation.deadline(0, [1.0]), "limit to be greater than 0; got 0",
+    ),
+    "negative durations": (
+        lambda: mx.participation.deadline(1, [1.0, -1.0]), "durations >= 0 of shape",
+    ),
+    "durations of other clients": (
+        lambda: run(participation=mx.participation.deadline(1, [1.0, 1.0])),
+        r"durations for each of 4 clients; got \[2\]",
+    ),
+    "a schedule of numbers": (
+        lambda: mx.participation.schedule([0.5, 1.0]), r"bool\[clients\] or .* got float64\[2\]",
+    ),
+    "a schedule of other clients": (
+        lambda: run(participation=mx.participation.schedule([True, True])),
+        r"the schedule for each of 4 clients; got \[2\]",
+    ),
+    "origins of clients that are not there": (
+        lambda: mx.mixing.apply(ORIGINS + 1, UPDATES, UNITS),
+        r"origins in 0\.\.3, the clients; got 4 at \(3, 0\)",
+    ),
+    "ids beyond 32 bits": (
+        lambda: mx.data.stack(examples(x=(1,)), [2**31]), r"ids that are whole .* 32 bits; got \[2",
+    ),
+    "a padded cohort beyond memory": (
+        lambda: mx.data.stack(examples(x=(1, 10**6)), capacity=10**9),
+        "the padded cohort needs at least 8,000,000,000,000,000. Pass a smaller capacity",
+    ),
+    "scores that are NaN": (
+        lambda: mx.evaluation.guesses([[np.nan, 1.0]]), r"none of them NaN; got shape \(1, 2\)",
+    ),
+    "nobody active in draws": (
+        lambda: mx.evaluation.attribution_over_draws(
+            KEY,
+            mx.observation.statistics(UPDATES, UPDATES, UNITS),
+            [0] * 4,
+            mx.mixing.keep(),
+            [False] * 4,
+            draws=2,
+        ),
+        "all 4 are inactive",
     ),
     "no runs": (lambda: mx.evaluation.bootstrap([]), r"each run; got an array of shape \(0,\)"),
     "a negative noise multiplier": (

@@ -9,6 +9,7 @@ import pytest
 import mixjax as mx
 
 PUBLIC = [
+    "BrokenUpdateError",
     "InputError",
     "accounting",
     "aggregation",
@@ -26,6 +27,7 @@ PUBLIC = [
     "models",
     "observation",
     "ops",
+    "participation",
     "sharding",
     "types",
     "units",
@@ -54,11 +56,14 @@ DEFINED = {
     "evaluation": "Interval attribution attribution_over_draws auc balanced_accuracy bootstrap "
     "chance guesses neighbours permuted_attribution relink_rank set_level unit_distances "
     "unit_level wilson",
-    "federation": "Federation FederationState Init Record Step Truth fedavg run",
-    "mixing": "Mix apply apply_in_place compose full_round keep mix proxy shuffle stream",
+    "federation": "BrokenUpdateError Federation FederationState Init Record Step Truth fedavg run",
+    "mixing": "Mix apply apply_in_place compose full_round keep least_clients mix proxy shuffle "
+    "stream",
     "models": "ImageCNN MLP SensorCNN",
     "observation": "Observation Statistics direction_squared_norms mix_statistics statistics",
     "ops": "avg_pool conv_general_dilated max_pool",
+    "participation": "Participation compose deadline dropout everyone fraction log_normal poisson "
+    "schedule uniform",
     "sharding": "clients_mesh use_host_devices",
     "types": "wide",
     "units": "Chunks Segment Units chunks describe dots parameter_counts partition squared_norms",

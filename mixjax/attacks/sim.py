@@ -41,6 +41,7 @@ def scores(updates: Updates, directions: Directions) -> Float[Array, "clients at
 
 def cosine(statistics: Statistics) -> Float[Array, "clients attributes"]:
     """The cosines of whole updates, from their units' terms."""
+    _validate.check_statistics(statistics)
     return _ratio(
         jnp.sum(statistics.dots, axis=-2),
         jnp.sum(statistics.squared_norms, axis=-1)[..., None],
@@ -50,6 +51,7 @@ def cosine(statistics: Statistics) -> Float[Array, "clients attributes"]:
 
 def unit_cosine(statistics: Statistics) -> Float[Array, "clients units attributes"]:
     """The cosine of each unit alone: an attack per layer, which no permutation weakens."""
+    _validate.check_statistics(statistics)
     return _ratio(
         statistics.dots, statistics.squared_norms[..., None], statistics.direction_squared_norms
     )
@@ -134,6 +136,10 @@ def circumcenter(points: Directions) -> Params:
     result is their mean.
     """
     count = _validate.check_client_axis(points, "points", axis="attributes")
+    _validate.check_real(points, "points")
+    points = jax.tree.map(
+        lambda leaf: leaf if _inexact(leaf) else jnp.asarray(leaf, jnp.float32), points
+    )
     if count < 2:
         raise _validate.InputError(
             f"expected points of at least two attribute values; got {count}."
@@ -153,6 +159,10 @@ def circumcenter(points: Directions) -> Params:
         return start + jnp.tensordot(weights.astype(rows.dtype), rows, 1)
 
     return jax.tree.map(move, first, differences)
+
+
+def _inexact(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jnp.inexact)
 
 
 def _score(observation: Observation) -> Any:

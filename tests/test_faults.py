@@ -1,0 +1,229 @@
+"""A client that sends rubbish is left out of the round, and never spreads."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import mixjax as mx
+
+CLIENTS = 6
+COUNTS = (1, 3, 2, 3, 1, 2)
+BAD = np.array([False, True, False, True, False, False])
+PARAMS = {"in": {"w": jnp.array([0.5, 0.1])}, "out": {"b": jnp.float32(0.1)}}
+MIXED = mx.defences.mixnn()
+
+
+def cohort(**poison: float) -> mx.data.ClientData:
+    rng = np.random.default_rng(0)
+    data = mx.data.stack(
+        [
+            {
+                "x": rng.normal(size=(count, 2)).astype(np.float32),
+                "y": rng.normal(size=count).astype(np.float32),
+            }
+            for count in COUNTS
+        ],
+        range(40, 40 + CLIENTS),
+    )
+    examples = dict(data.examples)
+    for name, value in poison.items():
+        examples[name] = examples[name].at[np.flatnonzero(BAD), 0].set(value)
+    return data._replace(examples=examples)
+
+
+def loss_fn(params: Any, batch: Any, key: Any) -> jax.Array:
+    del key
+    return 0.5 * jnp.square(batch["x"] @ params["in"]["w"] + params["out"]["b"] - batch["y"])
+
+
+LOCAL = mx.client.local_training(loss_fn, optax.sgd(0.2), batch_size=3)
+ATTACK = mx.attacks.sim.passive(mx.data.take(cohort(), [0, 5]))
+
+
+def stacked_mean(updates: Any, active: Any) -> Any:
+    return mx.aggregation.mean(updates, active)
+
+
+@functools.cache
+def federation(**options: Any) -> mx.federation.Federation:
+    options = {"defence": MIXED, "attack": ATTACK} | options
+    return mx.federation.fedavg(LOCAL, **options)
+
+
+def run(data: mx.data.ClientData, rounds: int = 3, **options: Any) -> Any:
+    fed = federation(**options)
+    return mx.federation.run(jax.random.key(0), fed, fed.init(PARAMS), data, rounds)
+
+
+def assert_close(one: Any, other: Any) -> None:
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=2e-5, atol=1e-6),
+        jax.device_get(one),
+        jax.device_get(other),
+    )
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e30], ids=str)
+@pytest.mark.parametrize("options", [{}, {"keep_updates": True}], ids=["folded", "stacked"])
+def test_a_round_with_broken_clients_is_the_round_of_the_others(
+    value: float, options: dict[str, Any]
+) -> None:
+    state, record = run(cohort(x=value), **options)
+    # as if the same clients had stayed away: the same mixing, weights and scores
+    expected, other = run(cohort()._replace(active=jnp.array(~BAD)), **options)
+    assert_close(state, expected)
+    assert_close(record._replace(excluded=None), other._replace(excluded=None))
+    np.testing.assert_array_equal(record.excluded, np.tile(BAD, (3, 1)))
+    np.testing.assert_array_equal(record.observation.active, np.tile(~BAD, (3, 1)))
+    assert record.stepped.all()
+    seen = (state, record.observation, record.scores, record.truth, record.loss[:, ~BAD])
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(seen))
+
+
+def test_the_weights_of_those_who_remain_are_relative_to_them() -> None:
+    _, record = run(cohort(x=np.nan), 1, defence=None, keep_updates=True, attack=None)
+    updates = jax.tree.map(lambda leaf: leaf[0], record.observation.updates)
+    own = mx.cohort.run(jax.random.key(0), PARAMS, cohort(), LOCAL)
+    share = np.where(BAD, 0, COUNTS) * (np.sum(~BAD) / np.sum(np.array(COUNTS)[~BAD]))
+    # one full batch: the update does not depend on the key
+    for leaf, whole in zip(jax.tree.leaves(updates), jax.tree.leaves(own), strict=True):
+        rows = np.asarray(whole).reshape(CLIENTS, -1) * share[:, None]
+        np.testing.assert_allclose(np.reshape(leaf, (CLIENTS, -1)), rows, rtol=1e-5, atol=1e-7)
+    # relative to all who trained they would be others
+    assert np.abs(share - np.array(COUNTS) / 2)[~BAD].min() > 0.1
+
+
+def test_a_healthy_cohort_is_not_touched() -> None:
+    state, record = run(cohort())
+    assert not np.any(record.excluded)
+    other, _ = run(cohort(), max_norm=1e6)
+    jax.tree.map(np.testing.assert_array_equal, state, other)
+
+
+def test_an_update_longer_than_the_bound_is_excluded() -> None:
+    updates = mx.cohort.run(jax.random.key(0), PARAMS, cohort(), LOCAL)
+    norms = np.sqrt(
+        sum(np.sum(np.reshape(leaf, (CLIENTS, -1)) ** 2, 1) for leaf in jax.tree.leaves(updates))
+    )
+    bound = float(np.sort(norms)[2:4].mean())
+    _, record = run(cohort(), 1, max_norm=bound)
+    np.testing.assert_array_equal(record.excluded[0], norms > bound)
+
+
+def test_noise_that_breaks_an_update_counts_too() -> None:
+    def perturb(key: Any, update: Any) -> Any:
+        del key
+        return jax.tree.map(lambda leaf: leaf / 0 * leaf, update)
+
+    defence = mx.defences.Defence(perturb, MIXED.mix)
+    state, record = run(cohort(), 2, defence=defence)
+    assert record.excluded.all()
+    assert not record.stepped.any()
+    jax.tree.map(np.testing.assert_array_equal, state.params, PARAMS)
+
+
+def test_nobody_but_a_lone_sound_client_is_not_forwarded() -> None:
+    data = cohort(x=np.nan)._replace(active=jnp.array([True, True, False, True, False, False]))
+    state, record = run(data, 1)
+    assert not record.observation.active.any()
+    assert not record.stepped.any()
+    np.testing.assert_array_equal(record.truth.origins[0], np.tile(range(CLIENTS), (2, 1)).T)
+    np.testing.assert_array_equal(record.observation.statistics.dots, 0)
+    jax.tree.map(np.testing.assert_array_equal, state.params, PARAMS)
+
+
+def test_a_client_that_breaks_in_some_rounds_is_back_in_the_others() -> None:
+    def local(key: Any, params: Any, data: Any) -> Any:
+        result = LOCAL(key, params, data)
+        broken = jax.random.bernoulli(key, 0.3)
+        return result._replace(
+            update=jax.tree.map(lambda leaf: jnp.where(broken, jnp.nan, leaf), result.update)
+        )
+
+    fed = mx.federation.fedavg(local, defence=MIXED, attack=ATTACK)
+    state, record = mx.federation.run(jax.random.key(1), fed, fed.init(PARAMS), cohort(), 20)
+    excluded = np.asarray(record.excluded)
+    assert 10 < excluded.sum() < 60
+    assert (excluded.sum(axis=0) < 20).all()
+    np.testing.assert_array_equal(
+        record.observation.active[record.stepped], ~excluded[record.stepped]
+    )
+    # the server's own training breaks too: a direction that is no number scores zero
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((state, record.scores)))
+    assert np.isnan(record.observation.statistics.direction_squared_norms).any()
+
+
+def test_an_aggregate_that_overflows_is_no_step() -> None:
+    def huge(updates: Any, active: Any) -> Any:
+        del active
+        return jax.tree.map(lambda leaf: jnp.full(leaf.shape[1:], jnp.inf), updates)
+
+    state, record = run(cohort(), 2, aggregate=huge, attack=None)
+    assert not record.stepped.any()
+    assert record.observation.active.all()
+    jax.tree.map(np.testing.assert_array_equal, state.params, PARAMS)
+
+
+def test_krum_without_enough_sound_clients_takes_no_step() -> None:
+    krum = functools.partial(mx.aggregation.krum, byzantine=2)
+    _, record = run(cohort(), 1, aggregate=krum, attack=None)
+    assert record.stepped.all()
+    state, record = run(cohort(x=np.nan), 1, aggregate=krum, attack=None)
+    assert not record.stepped.any()
+    jax.tree.map(np.testing.assert_array_equal, state.params, PARAMS)
+
+
+def test_chunks_and_devices_exclude_the_same_clients() -> None:
+    plain = run(cohort(x=np.nan))
+    chunked = run(cohort(x=np.nan), chunk_size=4)
+    spread = run(cohort(x=np.nan), mesh=mx.sharding.clients_mesh(2))
+    for other in (chunked, spread):
+        assert_close(plain, other)
+        np.testing.assert_array_equal(other[1].excluded, np.tile(BAD, (3, 1)))
+
+
+def breaks_in_round(number: int) -> mx.participation.Participation:
+    """Healthy clients first; from round `number` on the broken ones too."""
+    mask = np.tile(~BAD, (8, 1))
+    mask[number:] = True
+    return mx.participation.schedule(mask)
+
+
+@pytest.mark.parametrize("number", [0, 2])
+def test_raise_names_client_and_round_and_keeps_what_was_done(number: int) -> None:
+    options: Any = {"participation": breaks_in_round(number)}
+    with pytest.raises(mx.BrokenUpdateError, match=f"client 41 sent .* in round {number}") as info:
+        run(cohort(x=np.nan), 5, broken="raise", **options)
+    error = info.value
+    assert (error.client, error.round) == (41, number)
+    assert int(error.state.round) == number
+    assert error.records.loss.shape == (number, CLIENTS)
+    if number:
+        state, records = run(cohort(x=np.nan), number, **options)
+        jax.tree.map(np.testing.assert_array_equal, error.state, state)
+        jax.tree.map(np.testing.assert_array_equal, error.records, records)
+
+
+def test_one_may_go_on_after_an_error() -> None:
+    with pytest.raises(mx.BrokenUpdateError) as info:
+        run(cohort(x=np.nan), 4, broken="raise", participation=breaks_in_round(2))
+    fed = federation(broken="raise", participation=breaks_in_round(2))
+    healed = cohort()._replace(active=jnp.array(~BAD))
+    state, records = mx.federation.run(jax.random.key(0), fed, info.value.state, healed, 4)
+    assert int(state.round) == 6
+    assert not records.excluded.any()
+
+
+def test_under_a_transformation_the_record_tells() -> None:
+    fed = federation(broken="raise")
+    keys = jnp.stack([jax.random.key(0), jax.random.key(1)])
+    state, records = jax.vmap(
+        lambda key: mx.federation.run(key, fed, fed.init(PARAMS), cohort(x=np.nan), 2)
+    )(keys)
+    assert records.excluded[:, :, BAD].all()
+    np.testing.assert_array_equal(state.round, 0)

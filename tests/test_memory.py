@@ -1,0 +1,88 @@
+"""What can't fit is refused before it is compiled, with the bytes and a way out."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import mixjax as mx
+from mixjax import _memory
+
+PARAMS = {"a": {"w": jnp.ones((8, 8))}, "b": {"w": jnp.ones(64)}}
+MODEL = 2 * 64 * 4
+CLIENTS, ROUNDS = 10, 3
+DATA = mx.data.stack([{"x": np.ones((2, 2), np.float32)}] * CLIENTS)
+
+
+def local(key: Any, params: Any, data: Any) -> Any:
+    raise AssertionError("traced")
+
+
+def run(**options: Any) -> Any:
+    fed = mx.federation.fedavg(local, **options)
+    return mx.federation.run(jax.random.key(0), fed, fed.init(PARAMS), DATA, ROUNDS)
+
+
+@pytest.mark.parametrize(
+    ("options", "stacks", "way_out"),
+    [
+        ({"keep_updates": True}, 1 + ROUNDS, "fewer rounds at once"),
+        ({"aggregate": mx.aggregation.coordinate_median}, 2, r"aggregation\.mean without keep"),
+    ],
+    ids=["kept", "median"],
+)
+def test_a_stack_beyond_memory_is_refused_before_tracing(
+    monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], stacks: int, way_out: str
+) -> None:
+    needed = stacks * CLIENTS * MODEL
+    monkeypatch.setattr(_memory, "total_bytes", lambda mesh: needed - 1)
+    with pytest.raises(mx.InputError, match=f"{needed - 1:,} bytes.*at least {needed:,}") as info:
+        run(**options)
+    with pytest.raises(mx.InputError, match=way_out):
+        run(**options)
+    assert f"{CLIENTS} clients x {MODEL} bytes" in str(info.value)
+    # neither the mean nor a machine that has the bytes is refused
+    for limit, chosen in ((needed - 1, {}), (needed, options), (None, options)):
+        monkeypatch.setattr(_memory, "total_bytes", lambda mesh, limit=limit: limit)
+        with pytest.raises(AssertionError, match="traced"):
+            run(**chosen)
+
+
+def test_a_cohort_beyond_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_memory, "total_bytes", lambda mesh: CLIENTS * MODEL - 1)
+    with pytest.raises(mx.InputError, match=r"at least 5,120\. Reduce updates .* cohort\.fold"):
+        mx.cohort.run(jax.random.key(0), PARAMS, DATA, local)
+
+
+def test_a_chunk_beyond_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_memory, "total_bytes", lambda mesh: 7 * MODEL)
+    with pytest.raises(mx.InputError, match=r"training 4 clients .* smaller chunk_size"):
+        run(chunk_size=4)
+    with pytest.raises(AssertionError, match="traced"):
+        run(chunk_size=3)
+
+
+def test_the_limit_of_a_container_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(_memory, "CGROUPS", tmp_path)
+    host = _memory.total_bytes()
+    assert host is not None
+    assert host > 2**28
+    (tmp_path / "memory.max").write_text("max\n")
+    assert _memory.total_bytes() == host
+    (tmp_path / "memory.max").write_text("1048576\n")
+    assert _memory.total_bytes() == _memory.total_bytes(mx.sharding.clients_mesh(2)) == 2**20
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_devices_that_know_their_memory_are_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Device:
+        def memory_stats(self) -> dict[str, int]:
+            return {"bytes_limit": 100}
+
+    monkeypatch.setattr(jax, "devices", lambda: [Device(), Device()])
+    assert _memory.total_bytes() == 100
+    mesh: Any = type("Mesh", (), {"devices": np.array([Device(), Device()])})
+    assert _memory.total_bytes(mesh) == 200

@@ -316,17 +316,12 @@ def table(summary: dict[str, Any]) -> rich.table.Table:
             figures.label(case),
             case.attack,
             *(
-                _percent(entry[name])
+                results.percent(entry[name])
                 for name in ("accuracy", "attribution", "attribution_accumulated", "set_level")
             ),
-            _percent(best),
+            results.percent(best),
         )
     return grid
-
-
-def _percent(interval: dict[str, float]) -> str:
-    mean, low, high = (100 * interval[name] for name in ("mean", "low", "high"))
-    return f"{mean:.1f} [{low:.1f}, {high:.1f}]"
 
 
 def _progress(console: rich.console.Console) -> rich.progress.Progress:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from experiments import figures as figures_lib
 from experiments.metrics import Case
-from experiments.results import DELTA
+from experiments.results import DELTA, percent
 
 FIGURES = {
     "utility": "Test accuracy a round; mean over participants, 95 % band over seeds.",
@@ -245,9 +245,3 @@ def layers(summary: dict[str, Any]) -> str:
 def by_case(summary: dict[str, Any]) -> dict[Case, dict[str, Any]]:
     """The summary's entries by what was run."""
     return {Case(*(entry[field] for field in Case._fields)): entry for entry in summary["results"]}
-
-
-def percent(interval: dict[str, float]) -> str:
-    """Mean and interval."""
-    mean, low, high = (100 * interval[name] for name in ("mean", "low", "high"))
-    return f"{mean:.1f} [{low:.1f}, {high:.1f}]"

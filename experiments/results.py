@@ -150,3 +150,9 @@ def config_dict(config: Any) -> dict[str, Any]:
     options = json.loads(json.dumps(dataclasses.asdict(config), default=str))
     aside = ("resume", "overwrite", "out", "data_dir")
     return {name: options[name] for name in options if name not in aside}
+
+
+def percent(interval: dict[str, float]) -> str:
+    """Mean and interval, in percent."""
+    mean, low, high = (100 * interval[name] for name in ("mean", "low", "high"))
+    return f"{mean:.1f} [{low:.1f}, {high:.1f}]"

@@ -169,11 +169,33 @@ def trajectory(
 def units(setting: Setting, split: Split) -> mx.units.Units:
     """The layers of the setting's model."""
     return mx.units.partition(
-        jax.eval_shape(lambda: _init(setting, jax.random.key(0), split.train))
+        jax.eval_shape(lambda: initial(setting, jax.random.key(0), split.train))
     )
 
 
-def _init(setting: Setting, key: jax.Array, train: mx.data.ClientData) -> Any:
+def loss_of(model: nn.Module) -> mx.client.LossFn:
+    """Cross entropy of each example."""
+
+    def loss_fn(params: Any, batch: mx.data.Examples, key: jax.Array) -> jax.Array:
+        del key
+        logits: Any = model.apply({"params": params}, batch.inputs)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
+
+    return loss_fn
+
+
+def local_training(setting: Setting) -> mx.client.LocalTraining:
+    """What every client does."""
+    return mx.client.local_training(
+        loss_of(setting.model),
+        optax.sgd(setting.learning_rate, momentum=setting.momentum),
+        batch_size=setting.batch_size,
+        epochs=setting.epochs,
+    )
+
+
+def initial(setting: Setting, key: jax.Array, train: mx.data.ClientData) -> Any:
+    """The first model."""
     example = jax.tree.map(lambda leaf: leaf[0, :1], train.examples)
     return setting.model.init(key, example.inputs)["params"]
 
@@ -192,11 +214,6 @@ def _train(
     model = setting.model
     init_key, run_key = jax.random.split(key)
 
-    def loss_fn(params: Any, batch: mx.data.Examples, key: jax.Array) -> jax.Array:
-        del key
-        logits: Any = model.apply({"params": params}, batch.inputs)
-        return optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
-
     def test_accuracy(params: Any) -> jax.Array:
         def one(params: Any, client: mx.data.ClientData) -> tuple[tuple[()], jax.Array]:
             logits: Any = model.apply({"params": params}, client.examples.inputs)
@@ -206,12 +223,7 @@ def _train(
 
         return mx.cohort.fold(one, params, test, mesh=mesh)[1]
 
-    local = mx.client.local_training(
-        loss_fn,
-        optax.sgd(setting.learning_rate, momentum=setting.momentum),
-        batch_size=setting.batch_size,
-        epochs=setting.epochs,
-    )
+    local = local_training(setting)
     rows = auxiliary.counts.shape[0]
     attack = getattr(mx.attacks.sim, setting.attack)(
         auxiliary, mesh=mesh if rows % mesh.size == 0 else None
@@ -231,7 +243,7 @@ def _train(
         mesh=mesh,
     )
     if state is None:
-        state = federation.init(_init(setting, init_key, train))
+        state = federation.init(initial(setting, init_key, train))
     if not setting.rounds:
         return state, None
     return mx.federation.run(run_key, federation, state, train, setting.rounds)

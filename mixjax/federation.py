@@ -18,7 +18,7 @@ from mixjax.attacks.base import Attack, Probe
 from mixjax.client import LocalTraining
 from mixjax.data import ClientData
 from mixjax.observation import Observation, Statistics
-from mixjax.types import Active, Origins, Params, PRNGKey, Scalar, wide
+from mixjax.types import Active, Origins, Params, PRNGKey, Scalar
 
 WEIGHTINGS = ("examples", "uniform")
 BROKEN = ("exclude", "raise")
@@ -218,15 +218,15 @@ def fedavg(
         counts = jnp.where(takes_part, data.counts, 0)
         result = local(train_key, probe.params, data._replace(counts=counts))
         update = defence.perturb(perturb_key, result.update)
-        kept = takes_part & (_squared_norm(update) <= bound)
-        update = jax.tree.map(lambda leaf: leaf * weight.astype(leaf.dtype), update)
-        update = cohort.zero_unless(kept, update)
+        squares = units_lib.squared_norms(units, update)
+        kept = takes_part & (jnp.sum(squares) <= bound)
         terms = None
         if attack is not None:
-            terms = (
-                units_lib.dots(units, update, probe.directions),
-                units_lib.squared_norms(units, update),
-            )
+            dots = units_lib.dots(units, update, probe.directions)
+            scale = weight.astype(dots.dtype)
+            terms = cohort.zero_unless(kept, (dots * scale, squares * scale**2))
+        update = jax.tree.map(lambda leaf: leaf * weight.astype(leaf.dtype), update)
+        update = cohort.zero_unless(kept, update)
         loss = jnp.where(kept, result.loss, jnp.nan)
         return (() if stacked else update), (loss, kept, terms, update if stacked else None)
 
@@ -383,14 +383,6 @@ def _relative_weights(weights: Array, active: Active) -> Float[Array, " clients"
     """`aggregation.relative_weights`, and zeros where nobody is active."""
     weights = jnp.where(active, weights.astype(jnp.float32), 0)
     return weights * (jnp.sum(active, dtype=jnp.float32) / jnp.maximum(jnp.sum(weights), 1))
-
-
-def _squared_norm(update: Params) -> Float[Array, ""]:
-    total = jnp.zeros(())
-    for leaf in jax.tree.leaves(update):
-        flat = leaf.ravel().astype(wide(leaf.dtype))
-        total += jnp.vdot(flat, flat, precision=jax.lax.Precision.HIGHEST).astype(jnp.float32)
-    return total
 
 
 def _scale_rows(tree: Any, factors: Float[Array, " clients"]) -> Any:

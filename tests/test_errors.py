@@ -269,7 +269,7 @@ REFUSALS: dict[str, tuple[Callable[[], Any], str]] = {
     "a clip norm of zero": (lambda: mx.defences.clipped(0.0), "clip norm .* than 0; got 0.0"),
     "a negative sigma": (lambda: mx.defences.noisy_gradient(-1.0), "sigma .* least 0; got -1.0"),
     "nothing to keep": (
-        lambda: mx.defences.top_k(0.0), "fraction in (0, 1]; got 0.0",
+        lambda: mx.defences.top_k(0.0), r"fraction in \(0, 1\]; got 0.0",
     ),
     "more than all to keep": (lambda: mx.defences.top_k(1.5), "fraction .* got 1.5"),
     "directions of another model": (

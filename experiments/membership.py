@@ -1,0 +1,216 @@
+"""Membership: is a record in a participant's training data, told from the participant's update?
+
+`python -m experiments.membership --dataset watch` trains for some rounds, then looks at one more
+round behind each defence: the cosine between an update and each candidate record's descent
+direction, for records that were trained on and held-out ones. It writes `membership.json` and
+prints a table.
+"""
+
+import dataclasses
+import functools
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import rich.console
+import rich.progress
+import rich.table
+import tyro
+
+import mixjax as mx
+from experiments import results, tasks, training
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Evaluate the gradient-cosine membership score behind each defence."""
+
+    dataset: tasks.DatasetName = "watch"
+    """Which data to run on."""
+    data_dir: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """The folder with the dataset's files, or of TensorFlow Datasets."""
+    rounds: int = 5
+    """Rounds before the one that is looked at."""
+    seeds: int = 5
+    """Repetitions, each with its own people as participants."""
+    records: int = 50
+    """Candidates of each participant: at most so many members, and as many others."""
+    kept: tuple[float, ...] = (0.1, 0.01)
+    """Shares of an update that top-k compression keeps."""
+    noise: tuple[float, ...] | None = None
+    """Standard deviations of the noisy gradient; the dataset's by default."""
+    participants: int = 20
+    """Who takes part, where participants are dealt from a pool of images."""
+    per_client: int = 500
+    """Training examples of each, where participants are dealt from a pool of images."""
+    out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """Where to write; results/membership_DATASET by default."""
+
+
+def defences(config: Config, clip_norm: float) -> dict[str, mx.defences.Defence]:
+    """What is compared."""
+    chosen = {"plain FL": mx.defences.none(), "MixNN": mx.defences.mixnn()}
+    for share in config.kept:
+        chosen[f"top {share:.0%}"] = mx.defences.top_k(share)
+    for sigma in config.noise or ():
+        chosen[f"noise σ={sigma:g}"] = mx.defences.noisy_gradient(sigma, clip_norm)
+    return chosen
+
+
+def main(config: Config) -> None:
+    """Run, write `membership.json` and print the table.
+
+    Raises:
+      InputError: for options that don't fit the data.
+    """
+    started = time.perf_counter()
+    for name in ("rounds", "seeds", "records", "participants", "per_client"):
+        if getattr(config, name) < 1:
+            raise mx.InputError(
+                f"expected --{name.replace('_', '-')} of at least 1; got {getattr(config, name)}."
+            )
+    task = tasks.TASKS[config.dataset]
+    if config.noise is None:
+        config = dataclasses.replace(config, noise=task.noise[-1:])
+    console = rich.console.Console()
+    people = config.participants + task.auxiliary
+    dataset = task.load(config.data_dir, people, config.per_client)
+    setting = training.Setting(
+        model=task.model(len(dataset.classes)),
+        attack="passive",
+        clip_norm=None,
+        mixed=False,
+        keep_updates=True,
+        rounds=config.rounds,
+        epochs=task.epochs,
+        batch_size=task.batch_size,
+        learning_rate=task.learning_rate,
+        momentum=0.9,
+    )
+    chosen = defences(config, task.clip_norm)
+    mesh = mx.sharding.clients_mesh()
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in chosen}
+    for seed in rich.progress.track(range(config.seeds), "seeds", console=console):
+        split = training.split_people(dataset, seed, task.auxiliary, sweep=False)
+        for name, values in one_seed(setting, chosen, split, seed, config.records, mesh).items():
+            found[name].append(values)
+    summary = {
+        "config": results.config_dict(config),
+        "environment": results.environment(),
+        "seconds": round(time.perf_counter() - started, 1),
+        "results": {
+            name: {
+                what: mx.evaluation.bootstrap([value[index] for value in values])._asdict()
+                for index, what in enumerate(("auc", "true_positive_rate"))
+            }
+            for name, values in found.items()
+        },
+    }
+    out = config.out or Path("results") / f"membership_{config.dataset}"
+    out.mkdir(parents=True, exist_ok=True)
+    results.write_json(out / "membership.json", summary)
+    console.print(table(summary))
+
+
+def one_seed(
+    setting: training.Setting,
+    chosen: dict[str, mx.defences.Defence],
+    split: training.Split,
+    seed: int,
+    records: int,
+    mesh: jax.sharding.Mesh,
+) -> dict[str, tuple[float, float]]:
+    """AUC and true-positive rate at 1 % false positives, of all participants' records together."""
+    train, test = (mx.data.pad(part, mesh.size) for part in (split.train, split.test))
+    members, others = candidates(train, records), candidates(test, records)
+    both = jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=1), members[0], others[0])
+    present = np.concatenate([members[1], others[1]], axis=1)
+    is_member = np.concatenate([members[1], np.zeros_like(others[1])], axis=1)
+    train_key, look_key = jax.random.split(jax.random.key(seed))
+    params = _trained(setting, mesh, train_key, train)
+    values = {}
+    for name, defence in chosen.items():
+        scores = np.asarray(_look(setting, mesh, defence, look_key, params, train, both))
+        pooled = (scores.ravel(), is_member.ravel(), present.ravel())
+        values[name] = (
+            float(mx.evaluation.membership_auc(*pooled)),
+            float(mx.evaluation.true_positive_rate(*pooled)),
+        )
+    return values
+
+
+def candidates(data: mx.data.ClientData, records: int) -> tuple[Any, np.ndarray]:
+    """The first records of each client, and which of them are there."""
+    rows = np.arange(min(records, jax.tree.leaves(data.examples)[0].shape[1]))
+    chosen = jax.tree.map(lambda leaf: leaf[:, : len(rows)], data.examples)
+    return chosen, rows < np.asarray(data.counts)[:, None]
+
+
+@functools.partial(jax.jit, static_argnames=("setting", "mesh"))
+def _trained(
+    setting: training.Setting, mesh: jax.sharding.Mesh, key: jax.Array, train: mx.data.ClientData
+) -> Any:
+    federation = mx.federation.fedavg(training.local_training(setting), mesh=mesh)
+    init_key, run_key = jax.random.split(key)
+    state = federation.init(training.initial(setting, init_key, train))
+    return mx.federation.run(run_key, federation, state, train, setting.rounds)[0].params
+
+
+@functools.partial(jax.jit, static_argnames=("setting", "mesh", "defence"))
+def _look(
+    setting: training.Setting,
+    mesh: jax.sharding.Mesh,
+    defence: mx.defences.Defence,
+    key: jax.Array,
+    params: Any,
+    train: mx.data.ClientData,
+    examples: Any,
+) -> jax.Array:
+    """What the server sees of one round, scored against each slot's own candidates."""
+    federation = mx.federation.fedavg(
+        training.local_training(setting), defence=defence, keep_updates=True, mesh=mesh
+    )
+    _, record = federation.step(key, federation.init(params), train)
+    return mx.attacks.membership.scores(
+        key,
+        training.loss_of(setting.model),
+        params,
+        record.observation.updates,
+        examples,
+        mesh=mesh,
+    )
+
+
+def table(summary: dict[str, Any]) -> rich.table.Table:
+    """Percent, mean over seeds and 95 % interval."""
+    config = summary["config"]
+    grid = rich.table.Table(
+        title=f"{config['dataset']}: membership after {config['rounds']} rounds, "
+        f"{config['seeds']} seeds",
+        caption="Percent, mean over seeds and 95 % interval. Chance: AUC 50, true positives 1.",
+    )
+    for column in ("defence", "AUC", "true positives at 1 % false ones"):
+        grid.add_column(column, justify="left" if column == "defence" else "right")
+    for name, entry in summary["results"].items():
+        shown = (entry["auc"], entry["true_positive_rate"])
+        grid.add_row(name, *(results.percent(interval) for interval in shown))
+    return grid
+
+
+def command() -> None:
+    """Read the command line; refusals become one line and exit code 2."""
+    config = tyro.cli(Config, prog="python -m experiments.membership")
+    mx.sharding.use_host_devices()
+    try:
+        main(config)
+    except (mx.InputError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    command()

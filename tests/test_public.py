@@ -37,8 +37,9 @@ DEFINED = {
     "aggregation": "Aggregation coordinate_median krum mean relative_weights scale trimmed_mean",
     "attacks": "",
     "attacks.base": "Attack Prepare Probe Score",
+    "attacks.membership": "scores unit_scores",
     "attacks.sim": "active circumcenter cosine directions passive scores unit_cosine",
-    "client": "LocalResult LocalTraining LossFn local_training streamed",
+    "client": "LocalResult LocalTraining LossFn local_training per_example_losses streamed",
     "cohort": "client_key default_chunk_size fold run zero_unless",
     "data": "Attribute ClientData Dataset Examples dirichlet iid pad pool preference_groups stack "
     "take unstack",
@@ -46,8 +47,8 @@ DEFINED = {
     "datasets.watch": "watch",
     "defences": "Defence Perturb clipped combine mixnn noisy_gradient none shuffle top_k",
     "evaluation": "Interval attribution attribution_over_draws auc balanced_accuracy bootstrap "
-    "chance guesses neighbours permuted_attribution relink_rank set_level unit_distances "
-    "unit_level wilson",
+    "chance guesses membership_auc neighbours permuted_attribution relink_rank set_level "
+    "true_positive_rate unit_distances unit_level wilson",
     "federation": "Federation FederationState Init Record Step Truth fedavg run",
     "mixing": "Mix apply compose full_round keep mix proxy shuffle stream",
     "models": "ImageCNN MLP SensorCNN",

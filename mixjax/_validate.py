@@ -391,6 +391,22 @@ def check_mesh(mesh: jax.sharding.Mesh, clients: int) -> int:
     return devices
 
 
+def check_candidates(params: Any, updates: Any, examples: Any) -> int:
+    """The number of slots of `updates`, for each of which `examples` holds candidate records."""
+    clients = check_client_axis(updates)
+    check_arrays(params, "params")
+    stacked = jax.eval_shape(lambda: jax.tree.map(lambda leaf: leaf[None], params))
+    check_same_model(stacked, updates, "params", "updates")
+    slots = check_client_axis(examples, "the candidate records")
+    if slots != clients:
+        raise InputError(
+            f"expected candidate records for each of {clients} updates; got them for {slots}."
+        )
+    records = jax.eval_shape(lambda: jax.tree.map(lambda leaf: leaf[0], examples))
+    check_client_axis(records, "each slot's candidates", axis="records")
+    return clients
+
+
 def check_arrays(tree: Any, what: str) -> None:
     for name, leaf in named_leaves(tree):
         dtype = getattr(leaf, "dtype", jnp.bool_)

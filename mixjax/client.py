@@ -72,7 +72,7 @@ def local_training(
     def mean_loss(
         params: Params, batch: PyTree[Any], real: Bool[Array, " batch"], key: PRNGKey
     ) -> Float[Array, ""]:
-        losses = _per_example(loss_fn, params, batch, key, real.shape[0])
+        losses = per_example_losses(loss_fn, params, batch, key, real.shape[0])
         losses = jnp.where(real, losses, 0)
         return jnp.sum(losses) / jnp.maximum(jnp.sum(real), 1).astype(losses.dtype)
 
@@ -142,9 +142,14 @@ def streamed(
     return train
 
 
-def _per_example(
+def per_example_losses(
     loss_fn: LossFn, params: Params, batch: PyTree[Any], key: PRNGKey, size: int
 ) -> Float[Array, " batch"]:
+    """The losses of a batch of `size` examples, whichever form `loss_fn` returns them in.
+
+    Raises:
+      InputError: where it returns neither a scalar nor one loss an example.
+    """
     shape = jax.eval_shape(loss_fn, params, batch, key)
     if getattr(shape, "shape", None) == (size,):
         return loss_fn(params, batch, key)

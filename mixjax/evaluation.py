@@ -13,6 +13,7 @@ An accuracy is NaN where nothing is active, the AUC also where all have one attr
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -167,6 +168,70 @@ def auc(scores: Values, truth: Values, active: Values | None = None) -> np.ndarr
         flat = (*wins.shape[:-2], -1)
         areas.append(_share(wins.reshape(flat), pairs.reshape(flat)))
     return _mean_over_present(areas)
+
+
+def membership_auc(scores: Values, members: Values, active: Values | None = None) -> np.ndarray:
+    """Probability that a member scores higher than a non-member: area under the ROC curve.
+
+    Args:
+      scores: `[..., records]`; pool slots by reshaping them into one axis.
+      members: `[..., records]`, true for records that were used.
+      active: `[..., records]`, false for padding; all by default.
+
+    Returns:
+      `[...]`; 0.5 is chance, ties count half. NaN without members or others, or for NaN scores.
+    """
+
+    def area(own: np.ndarray, other: np.ndarray) -> float:
+        ranks = scipy.stats.rankdata(np.concatenate([own, other]))[: own.size]
+        return (np.mean(ranks) - (own.size + 1) / 2) / other.size
+
+    return _members_against_others(area, scores, members, active)
+
+
+def true_positive_rate(
+    scores: Values,
+    members: Values,
+    active: Values | None = None,
+    *,
+    false_positive_rate: float = 0.01,
+) -> np.ndarray:
+    """The largest share of members that a threshold finds within a rate of false alarms.
+
+    With k the largest number of the n non-members that has k / n <= `false_positive_rate`,
+    members are the records that score *above* the non-member in place k + 1. Ties with it
+    count as non-members, so the rate is never exceeded.
+    Source: the criterion of Carlini et al. 2022, arXiv:2112.03570.
+
+    Arguments and result as for `membership_auc`; chance is about `false_positive_rate`.
+    """
+    _validate.check_share(false_positive_rate, "false_positive_rate")
+
+    def rate(own: np.ndarray, other: np.ndarray) -> float:
+        shares = np.arange(other.size + 1) / other.size
+        allowed = int(np.searchsorted(shares, false_positive_rate, side="right")) - 1
+        if allowed == other.size:
+            return 1.0
+        return float(np.mean(own > np.sort(other)[::-1][allowed]))
+
+    return _members_against_others(rate, scores, members, active)
+
+
+def _members_against_others(
+    metric: Callable[[np.ndarray, np.ndarray], float],
+    scores: Values,
+    members: Values,
+    active: Values | None,
+) -> np.ndarray:
+    scores, members, active = _aligned(
+        np.asarray(scores, np.float64), members, active, "scores, members and active"
+    )
+    result = np.full(scores.shape[:-1], np.nan)
+    for run in np.ndindex(result.shape):
+        values, used = scores[run][active[run]], members[run][active[run]].astype(bool)
+        if used.any() and not used.all() and not np.isnan(values).any():
+            result[run] = metric(values[used], values[~used])
+    return result
 
 
 def chance(truth: Values, active: Values | None = None) -> np.ndarray:
@@ -350,7 +415,10 @@ def bootstrap(values: Values, *, resamples: int = 2000, seed: int = 0) -> Interv
 
 
 def _aligned(
-    guesses: Values, truth: Values, active: Values | None
+    guesses: Values,
+    truth: Values,
+    active: Values | None,
+    names: str = "guesses, truth and active",
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     guesses = _validate.host_array(guesses, "guesses", "iu", ndim=1)
     truth = _validate.host_array(truth, "truth", "iu", ndim=1)
@@ -363,7 +431,7 @@ def _aligned(
         aligned = np.broadcast_arrays(guesses, truth, active)
     except ValueError:
         raise _validate.InputError(
-            f"expected guesses, truth and active of matching shapes [..., clients]; got "
+            f"expected {names} with matching shapes and clients or records last; got "
             f"{guesses.shape}, {truth.shape} and {active.shape}."
         ) from None
     return aligned[0], aligned[1], aligned[2]

@@ -68,6 +68,12 @@ def krum(**options: Any) -> Any:
     return mx.aggregation.krum(UPDATES, **options)
 
 
+def membership(
+    key: Any = KEY, loss: Any = loss_fn, updates: Any = UPDATES, examples: Any = COHORT.examples
+) -> Any:
+    return mx.attacks.membership.scores(key, loss, MODEL, updates, examples)
+
+
 REFUSALS: dict[str, tuple[Callable[[], Any], str]] = {
     "leading axes differ": (
         lambda: mx.mix(KEY, {"k": {"w": jnp.ones((20, 3))}, "z": {"b": jnp.ones((19,))}}),
@@ -362,6 +368,37 @@ REFUSALS: dict[str, tuple[Callable[[], Any], str]] = {
         "all 4 are inactive",
     ),
     "no runs": (lambda: mx.evaluation.bootstrap([]), r"each run; got an array of shape \(0,\)"),
+    "scores of other records than members": (
+        lambda: mx.evaluation.membership_auc([0.1, 0.2], [True, False, True]),
+        r"scores, members and active .*got \(2,\), \(3,\)",
+    ),
+    "no false positives": (
+        lambda: mx.evaluation.true_positive_rate([0, 1], [False, True], false_positive_rate=0),
+        "false_positive_rate to be greater than 0 .* got 0",
+    ),
+    "candidates for other slots": (
+        lambda: membership(examples={"x": jnp.ones((3, 2, 2))}),
+        "candidate records for each of 4 updates; got them for 3",
+    ),
+    "candidates without a records axis": (
+        lambda: membership(examples={"x": jnp.ones((4, 2, 2)), "n": jnp.ones(4)}),
+        r"`records` axis in each slot's candidates; got \('n',\): \(\)",
+    ),
+    "no candidates": (
+        lambda: membership(examples={"x": jnp.ones((4, 0, 2))}),
+        "at least one entry on the `records` axis of each slot's candidates",
+    ),
+    "updates of another model than the sent one": (
+        lambda: membership(updates=jax.tree.map(lambda _: jnp.ones((4, 7)), UPDATES)),
+        r"updates shaped like params .*'in', 'b'\): \(4, 7\) against \(1,\)",
+    ),
+    "a legacy key of a membership attack": (
+        lambda: membership(key=jax.random.PRNGKey(0)), r"typed key; got an array uint32\[2\]",
+    ),
+    "a loss of another shape": (
+        lambda: membership(loss=lambda params, batch, key: jnp.ones(3)),
+        r"loss of a batch of 1 .*shape \[1\] or a scalar; got .*3",
+    ),
     "a negative noise multiplier": (
         lambda: mx.accounting.gaussian_delta(-1.0, 1, 1.0),
         "noise_multiplier to be a finite number of at least 0; got -1.0",

@@ -153,6 +153,60 @@ def test_auc_ignores_a_value_that_nobody_has() -> None:
     assert evaluation.auc(np.zeros((3, 4)), truth) == 0.5
 
 
+def membership_case(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    count = int(rng.integers(4, 60))
+    scores = rng.normal(size=count) if seed % 2 else rng.integers(0, 4, count).astype(float)
+    members, active = rng.uniform(size=count) < 0.4, rng.uniform(size=count) < 0.8
+    members[:2], active[:2] = (True, False), True
+    return scores, members, active
+
+
+@FEW
+@SEEDS
+def test_membership_metrics_equal_loops_over_pairs_and_thresholds(seed: int) -> None:
+    scores, members, active = membership_case(seed)
+    own, other = scores[active & members], scores[active & ~members]
+    wins = [float(a > b) + 0.5 * float(a == b) for a in own for b in other]
+    assert evaluation.membership_auc(scores, members, active) == pytest.approx(np.mean(wins))
+    for bound in (0.001, 0.01, 0.1, 0.29, 0.5, 1 / 3, 1.0):
+        best = 0.0
+        for threshold in [*np.unique(scores), np.inf]:
+            if np.mean(other >= threshold) <= bound:
+                best = max(best, float(np.mean(own >= threshold)))
+        found = evaluation.true_positive_rate(scores, members, active, false_positive_rate=bound)
+        assert found == best
+
+
+def test_the_true_positive_rate_at_exact_shares_and_ties() -> None:
+    # 29 of 100 non-members are allowed at 0.29, though 0.29 * 100 is less than 29 in floats
+    scores = np.concatenate([np.arange(100.0), [70.5, 71.5]])
+    members = np.arange(102) >= 100
+    rate = evaluation.true_positive_rate
+    assert rate(scores, members, false_positive_rate=0.29) == 1
+    assert rate(scores, members, false_positive_rate=0.28) == 0.5
+    assert rate(scores, members, false_positive_rate=0.27) == 0
+    assert rate([1, 1, 1, 1], [True, False, False, False], false_positive_rate=0.9) == 0
+    assert rate([1, 1, 1, 1], [True, False, False, False], false_positive_rate=1.0) == 1
+
+
+@pytest.mark.parametrize("metric", [evaluation.membership_auc, evaluation.true_positive_rate])
+def test_membership_metrics_keep_leading_axes_and_are_nan_where_undefined(metric: Any) -> None:
+    scores = np.random.default_rng(0).normal(size=(2, 3, 8))
+    members = np.arange(8) < 4
+    together = metric(scores, members)
+    assert together.shape == (2, 3)
+    for run in np.ndindex(2, 3):
+        assert together[run] == metric(scores[run], members)
+    assert np.isnan(metric(scores, np.ones(8, bool))).all()
+    assert np.isnan(metric(scores, np.zeros(8, bool))).all()
+    scores[0, 1, 2] = np.nan
+    undefined = np.isnan(metric(scores, members))
+    assert undefined[0, 1]
+    assert undefined.sum() == 1
+    assert not np.isnan(metric(scores, members, np.arange(8) != 2)).any()
+
+
 def random_statistics(seed: int, clients: int, units: int) -> mx.observation.Statistics:
     keys = jax.random.split(jax.random.key(seed), 3)
     return mx.observation.Statistics(

@@ -39,9 +39,10 @@ DEFINED = {
     "aggregation": "Aggregation coordinate_median krum mean relative_weights scale trimmed_mean",
     "attacks": "",
     "attacks.base": "Attack Prepare Probe Score",
+    "attacks.membership": "scores unit_scores",
     "attacks.sim": "active circumcenter cosine directions passive scores unit_cosine",
     "checkpoint": "check_config latest restore run run_segments stop_on_signals",
-    "client": "LocalResult LocalTraining LossFn local_training streamed",
+    "client": "LocalResult LocalTraining LossFn local_training per_example_losses streamed",
     "cohort": "client_key default_chunk_size fold run zero_unless",
     "data": "Attribute ClientData Dataset Examples dirichlet iid pad pool preference_groups "
     "prefetched stack take unstack",
@@ -54,8 +55,8 @@ DEFINED = {
     "datasets.watch": "watch",
     "defences": "Defence Perturb clipped combine mixnn noisy_gradient none shuffle top_k",
     "evaluation": "Interval attribution attribution_over_draws auc balanced_accuracy bootstrap "
-    "chance guesses neighbours permuted_attribution relink_rank set_level unit_distances "
-    "unit_level wilson",
+    "chance guesses membership_auc neighbours permuted_attribution relink_rank set_level "
+    "true_positive_rate unit_distances unit_level wilson",
     "federation": "BrokenUpdateError Federation FederationState Init Record Step Truth fedavg run",
     "mixing": "Mix apply apply_in_place compose full_round keep least_clients mix proxy shuffle "
     "stream",

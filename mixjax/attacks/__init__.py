@@ -1,7 +1,8 @@
 """Attacks on what the server sees of a round."""
 
+from mixjax.attacks import membership as membership
 from mixjax.attacks import sim as sim
 from mixjax.attacks.base import Attack as Attack
 from mixjax.attacks.base import Probe as Probe
 
-__all__ = ["Attack", "Probe", "sim"]
+__all__ = ["Attack", "Probe", "membership", "sim"]

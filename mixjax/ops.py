@@ -69,7 +69,8 @@ def conv_general_dilated(
     window = rhs.shape[:spatial]
     reach = [(size - 1) * step + 1 for size, step in zip(window, dilation, strict=True)]
     if isinstance(padding, str):
-        padding = lax.padtype_to_pads(lhs.shape[1:-1], reach, window_strides, padding)
+        pads = lax.padtype_to_pads(lhs.shape[1:-1], reach, window_strides, padding)
+        padding = [(int(low), int(high)) for low, high in pads]
     if (
         tuple(reach) == window == (3, 3)
         and tuple(window_strides) == (1, 1)

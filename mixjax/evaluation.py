@@ -224,8 +224,9 @@ def _members_against_others(
     active: Values | None,
 ) -> np.ndarray:
     scores, members, active = _aligned(
-        np.asarray(scores, np.float64), members, active, "scores, members and active"
+        scores, members, active, ("scores", "members"), ("iuf", "biu")
     )
+    scores = scores.astype(np.float64)
     result = np.full(scores.shape[:-1], np.nan)
     for run in np.ndindex(result.shape):
         values, used = scores[run][active[run]], members[run][active[run]].astype(bool)
@@ -418,10 +419,11 @@ def _aligned(
     guesses: Values,
     truth: Values,
     active: Values | None,
-    names: str = "guesses, truth and active",
+    names: tuple[str, str] = ("guesses", "truth"),
+    kinds: tuple[str, str] = ("iu", "iu"),
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    guesses = _validate.host_array(guesses, "guesses", "iu", ndim=1)
-    truth = _validate.host_array(truth, "truth", "iu", ndim=1)
+    guesses = _validate.host_array(guesses, names[0], kinds[0], ndim=1)
+    truth = _validate.host_array(truth, names[1], kinds[1], ndim=1)
     if active is None:
         active = np.ones(truth.shape[-1:], bool)
     active = _validate.host_array(active, "active", "b", ndim=1)
@@ -431,8 +433,8 @@ def _aligned(
         aligned = np.broadcast_arrays(guesses, truth, active)
     except ValueError:
         raise _validate.InputError(
-            f"expected {names} with matching shapes and clients or records last; got "
-            f"{guesses.shape}, {truth.shape} and {active.shape}."
+            f"expected {names[0]}, {names[1]} and active with matching shapes and clients or "
+            f"records last; got {guesses.shape}, {truth.shape} and {active.shape}."
         ) from None
     return aligned[0], aligned[1], aligned[2]
 

@@ -23,7 +23,7 @@ from experiments import evaluate, planted, report, results
 CONFIGS = Path(__file__).parent / "configs"
 PLANTED = {
     "motionsense": lambda folder: planted.motionsense(folder),
-    "mobiact": lambda folder: planted.mobiact(folder, trials=1),
+    "mobiact": lambda folder: planted.mobiact(folder, samples=(1600, 1200), trials=1),
     "lfw": lambda folder: planted.lfw(folder, people=120, images_each=6),
 }
 

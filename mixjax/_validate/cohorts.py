@@ -1,55 +1,27 @@
-"""Every check of user input, and every error text.
+"""What has a clients axis: updates, masks, weights, cohorts, origins, partitions."""
 
-Shapes, structures and key types are static, so they are checked while tracing. Values are
-checked only where they are concrete; under `jit` the documented NaN policies apply instead.
-"""
-
-import json
-import math
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mixjax import _memory
-
-INT_MAX = 2**31 - 1
-FLOAT_MAX = float(np.finfo(np.float32).max)
-
-
-class InputError(ValueError):
-    """Input that mixjax can't work with: what came, what was expected, what to do."""
-
-
-def concrete(value: Any) -> bool:
-    return not isinstance(value, jax.core.Tracer)
-
-
-def named_leaves(tree: Any) -> list[tuple[str, Any]]:
-    """Leaves with readable paths, such as `('conv1', 'kernel')`."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return [(str(path_names(path)), leaf) for path, leaf in leaves]
-
-
-def path_names(path: Sequence[Any]) -> tuple[str, ...]:
-    return tuple(jax.tree_util.keystr((entry,), simple=True) for entry in path)
-
-
-def check_key(key: Any) -> None:
-    if isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        if key.ndim:
-            raise InputError(
-                f"expected one key; got an array of keys of shape {key.shape}. "
-                "Map over them with jax.vmap."
-            )
-        return
-    came = f"{key!r}" if isinstance(key, int) else f"{type(key).__name__}"
-    if hasattr(key, "dtype"):
-        came = f"an array {key.dtype}{list(key.shape)}"
-    raise InputError(f"expected a typed key; got {came}. Make one with jax.random.key(seed).")
+from mixjax._validate.runs import check_memory
+from mixjax._validate.values import (
+    INT_MAX,
+    InputError,
+    check_arrays,
+    check_finite,
+    check_key,
+    check_positive,
+    check_real,
+    check_sequence,
+    concrete,
+    host_array,
+    named_leaves,
+    real,
+)
 
 
 def check_client_axis(
@@ -163,140 +135,12 @@ def check_same_dtypes(tree: Any, other: Any, what: str, other_what: str) -> None
             )
 
 
-def check_finite(tree: Any, what: str) -> None:
-    for name, leaf in named_leaves(tree):
-        if not concrete(leaf) or not jnp.issubdtype(leaf.dtype, jnp.inexact):
-            continue
-        values = np.asarray(leaf)
-        # a finite sum proves it without a mask the size of the data; an overflow takes the slow way
-        with np.errstate(over="ignore", invalid="ignore"):
-            if np.isfinite(values.sum(dtype=np.float64)):
-                continue
-        bad = int(np.size(values) - np.isfinite(values).sum())
-        if bad:
-            raise InputError(
-                f"expected finite numbers in {what}; got {bad} NaN or infinite values at {name}. "
-                "Remove or repair those rows first."
-            )
-
-
-def check_attributes(values: Any, count: int, what: str = "attribute values") -> None:
-    array = host_array(values, what, None)
-    if array.dtype.kind not in "iu":
-        raise InputError(f"expected integer {what} in 0..{count - 1}; got dtype {array.dtype}.")
-    outside = (array < 0) | (array >= count)
-    if outside.any():
-        index = tuple(int(i) for i in np.argwhere(outside)[0])
-        raise InputError(
-            f"expected {what} in 0..{count - 1}; got {array[outside][0]} at index {index}."
-        )
-
-
-def check_choice(value: Any, choices: Sequence[str], what: str) -> None:
-    if not isinstance(value, str) or value not in choices:
-        listed = ", ".join(repr(choice) for choice in choices)
-        raise InputError(f"expected {what} to be one of {listed}; got {value!r}.")
-
-
-def check_positive(value: Any, what: str, *, integer: bool = False) -> None:
-    if not concrete(value):
-        return
-    if integer and not (isinstance(value, (int, np.integer)) and not isinstance(value, bool)):
-        raise InputError(f"expected {what} to be a whole number of at least 1; got {value!r}.")
-    least = "a whole number of at least 1" if integer else "greater than 0"
-    if integer and value > INT_MAX:
-        raise InputError(f"expected {what} to be {least} and at most {INT_MAX}; got {value!r}.")
-    _check_number(value, f"{what} to be {least}", lambda number: number > 0)
-
-
-def check_non_negative(value: Any, what: str) -> None:
-    _check_number(value, f"{what} to be at least 0", lambda number: number >= 0)
-
-
-def check_number(value: Any, what: str) -> float:
-    """A finite number of at least 0, on the host."""
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if not 0 <= number < math.inf:
-        raise InputError(f"expected {what} to be a finite number of at least 0; got {value!r}.")
-    return number
-
-
-def check_probability(value: Any, what: str) -> None:
-    _check_number(value, f"{what} to be greater than 0 and less than 1", lambda p: 0 < p < 1)
-
-
-def check_fraction(value: Any, what: str, below: float) -> None:
-    _check_number(value, f"{what} in [0, {below})", lambda number: 0 <= number < below)
-
-
-def check_share(value: Any, what: str) -> None:
-    _check_number(value, f"{what} in (0, 1]", lambda number: 0 < number <= 1)
-
-
-def check_seed(value: Any) -> None:
-    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-    if not whole or value < 0:
-        raise InputError(f"expected a seed that is a whole number of at least 0; got {value!r}.")
-
-
-def _check_number(value: Any, expected: str, holds: Callable[[Any], Any]) -> None:
-    """A real number, finite in float32; a traced one passes."""
-    if not concrete(value):
-        return
-    scalar = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
-    if not scalar:
-        shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", jnp.bool_)
-        scalar = shape == () and real(dtype)
-    if not scalar or isinstance(value, complex) or not abs(value) <= FLOAT_MAX or not holds(value):
-        raise InputError(f"expected {expected}; got {value!r}.")
-
-
-def real(dtype: Any) -> bool:
-    """Whether numbers of the dtype are real; booleans are not."""
-    return jnp.issubdtype(dtype, jnp.integer) or jnp.issubdtype(dtype, jnp.floating)
-
-
-def check_real(tree: Any, what: str = "updates") -> None:
-    for name, leaf in named_leaves(tree):
-        if not real(leaf.dtype) and leaf.dtype != jnp.bool_:
-            raise InputError(
-                f"expected real numbers in {what}; got {leaf.dtype} at {name}. Convert them first."
-            )
-
-
-def host_array(values: Any, what: str, kinds: str | None = "iuf", ndim: int = 0) -> np.ndarray:
-    """Array-likes as NumPy sees them, of one of the dtype kinds and at least `ndim` axes."""
-    try:
-        array = np.asarray(values)
-    except (ValueError, TypeError):
-        raise InputError(f"expected {what} as an array; got {values!r}.") from None
-    # JAX's own floats, such as bfloat16, have the kind of raw bytes
-    kind = "f" if jnp.issubdtype(array.dtype, jnp.floating) else array.dtype.kind
-    if (kinds is not None and kind not in kinds) or array.ndim < ndim:
-        names = {"i": "integers", "u": "", "f": "real numbers", "b": "booleans"}
-        listed = " or ".join(filter(None, (names[one] for one in kinds or "")))
-        axes = f" with at least {ndim} axes" if ndim else ""
-        raise InputError(
-            f"expected {what} as an array of {listed}{axes}; got {array.dtype}{list(array.shape)}."
-        )
-    return array
-
-
 def check_arrivals(arrivals: Any, capacity: int) -> None:
     if not concrete(arrivals):
         return
     array = host_array(arrivals, "arrivals", "iu")
     if array.ndim or not 0 <= int(array) <= capacity:
         raise InputError(f"expected arrivals in 0..{capacity}, the capacity; got {arrivals!r}.")
-
-
-def check_sequence(values: Any, what: str) -> None:
-    array = hasattr(values, "shape") and len(values.shape) > 0
-    if not array and not isinstance(values, (list, tuple, range)):
-        raise InputError(f"expected {what} as a list; got {values!r}.")
 
 
 def check_ids(ids: Any, clients: int) -> None:
@@ -316,11 +160,6 @@ def check_units(units: Any) -> None:
             f"expected a partition with at least one unit; got {units!r}. "
             "Make one with units.partition."
         )
-
-
-def check_callable(value: Any, what: str) -> None:
-    if not callable(value):
-        raise InputError(f"expected {what}; got {value!r}.")
 
 
 def check_schedule(mask: Any) -> None:
@@ -407,20 +246,6 @@ def check_candidates(params: Any, updates: Any, examples: Any) -> int:
     return clients
 
 
-def check_arrays(tree: Any, what: str) -> None:
-    for name, leaf in named_leaves(tree):
-        dtype = getattr(leaf, "dtype", jnp.bool_)
-        known = (jnp.number, jnp.bool_, jax.dtypes.prng_key)
-        if not any(jnp.issubdtype(dtype, kind) for kind in known):
-            raise InputError(f"expected numbers in {what}; got dtype {dtype} at {name}.")
-        if not hasattr(leaf, "shape"):
-            raise InputError(
-                f"expected arrays in {what}; got {type(leaf).__name__} at {name}. "
-                "Remove leaves that are not arrays (equinox: eqx.filter(model, eqx.is_array)), and "
-                "wrap numbers in jnp.asarray."
-            )
-
-
 def check_params(params: Any) -> None:
     if not named_leaves(params):
         raise InputError("expected a model with parameters; got an empty pytree.")
@@ -441,46 +266,6 @@ def check_partition(updates: Any, sizes: list[int], what: str = "updates") -> No
         )
 
 
-def tree_bytes(tree: Any) -> int:
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
-
-
-def check_memory(needed: int, what: str, advice: str, mesh: jax.sharding.Mesh | None) -> None:
-    """Refuse what can't fit, before it is compiled; `needed` is a lower bound."""
-    total = _memory.total_bytes(mesh)
-    if total is not None and needed > total:
-        raise InputError(
-            f"expected a run that fits the memory of {total:,} bytes; {what} needs at least "
-            f"{needed:,}. {advice}"
-        )
-
-
-def check_stack_memory(
-    params: Any,
-    clients: int,
-    chunk_size: int | None,
-    mesh: jax.sharding.Mesh | None,
-    *,
-    stacks: int,
-    advice: str,
-) -> None:
-    """Stacks of every client's update, and the parameters and gradients of a chunk of clients."""
-    if chunk_size is not None:
-        check_positive(chunk_size, "chunk_size", integer=True)
-    model = tree_bytes(params)
-    size = clients * model
-    check_memory(
-        stacks * size, f"{stacks} x {clients} clients x {model:,} bytes of updates", advice, mesh
-    )
-    chunk = min(chunk_size or 1, clients)
-    check_memory(
-        2 * chunk * model,
-        f"training {chunk} clients of {model:,} bytes at once",
-        "Pass a smaller chunk_size.",
-        mesh,
-    )
-
-
 def check_statistics(statistics: Any) -> None:
     shapes = [
         tuple(getattr(getattr(statistics, name, None), "shape", ()))
@@ -498,11 +283,6 @@ def check_statistics(statistics: Any) -> None:
         dtype = getattr(statistics, name).dtype
         if not jnp.issubdtype(dtype, jnp.floating):
             raise InputError(f"expected statistics that are floats; got {dtype} in {name}.")
-
-
-def check_component(value: Any, fields: Sequence[str], what: str) -> None:
-    if not all(callable(getattr(value, field, None)) for field in fields):
-        raise InputError(f"expected {what}; got {value!r}.")
 
 
 def check_window(window: Sequence[int], spatial: Sequence[int]) -> None:
@@ -587,105 +367,3 @@ def check_participants(data: Any) -> None:
         present = np.asarray(data.active) & (np.asarray(data.counts) > 0)
         if not np.any(present):
             raise InputError("expected at least one active client with examples; got none.")
-
-
-def check_json(value: Any, what: str) -> Any:
-    """The value as JSON gives it back: tuples as lists, keys as strings."""
-    try:
-        return json.loads(json.dumps(value, allow_nan=False))
-    except (TypeError, ValueError) as error:
-        raise InputError(
-            f"expected JSON values in {what}; {error}. Put numbers, texts, lists and dicts there."
-        ) from None
-
-
-def check_same_config(saved: Any, config: Any, where: Any) -> None:
-    old, new = dict(_flat_items(saved)), dict(_flat_items(config))
-    lines = [
-        f"  {name}: {old.get(name, 'absent')} there, {new.get(name, 'absent')} now"
-        for name in [*old, *(name for name in new if name not in old)]
-        if old.get(name) != new.get(name)
-    ]
-    if lines:
-        listed = "\n".join(lines)
-        raise InputError(
-            f"expected the config that {where} was made under; it differs in\n{listed}\n"
-            "Resume with the same, or start afresh elsewhere."
-        )
-
-
-def _flat_items(value: Any, prefix: str = "") -> list[tuple[str, str]]:
-    """Dotted names and JSON texts of what nested dicts hold."""
-    if not isinstance(value, dict) or not value:
-        return [(prefix, json.dumps(value))] if prefix else []
-    return [
-        item
-        for name, inner in value.items()
-        for item in _flat_items(inner, f"{prefix}.{name}" if prefix else str(name))
-    ]
-
-
-def check_same_run(saved: dict[str, Any], run: dict[str, Any], folder: Path) -> None:
-    check_same_config(saved["config"], run["config"], folder)
-    for name, what in (
-        ("key_kind", "the kind of key"),
-        ("key", "the key"),
-        ("start", "the starting state"),
-    ):
-        if saved[name] != run[name]:
-            raise InputError(
-                f"expected {what} of the run in {folder} to resume it; got another. "
-                "Pass the same, or start afresh in another folder."
-            )
-
-
-def check_same_leaves(form: Sequence[Any], found: Sequence[Any], folder: Path) -> None:
-    for index, (like, leaf) in enumerate(zip(form, found, strict=True)):
-        if (like.shape, like.dtype) != (leaf.shape, leaf.dtype):
-            raise InputError(
-                f"expected a state like the one saved in {folder}; got {like.dtype}"
-                f"{list(like.shape)} for leaf {index}, where {leaf.dtype}{list(leaf.shape)} was "
-                "saved."
-            )
-
-
-def check_same_records(forms: Sequence[Any], parts: Sequence[Any], path: Path) -> None:
-    new = [(form.dtype.itemsize, form.shape[1:]) for form in forms]
-    old = [(part.dtype.itemsize, part.shape[1:]) for part in parts]
-    if new != old:
-        shapes = [[list(shape) for _, shape in kind if len(shape)][:3] for kind in (old, new)]
-        raise InputError(
-            f"expected records shaped like those of earlier rounds in {path}, {len(old)} arrays "
-            f"{shapes[0]}...; got {len(new)} arrays {shapes[1]}.... Resume with the same "
-            "federation and as many clients, padding included."
-        )
-
-
-def check_run_folder(folder: Path, parts: Sequence[str]) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"expected a folder for the run; {folder} is a file.")
-    others = [path.name for path in folder.iterdir()] if folder.exists() else []
-    others = sorted(set(others) - set(parts))
-    if others:
-        raise InputError(
-            f"expected a new or empty folder, or a run's; {folder} holds {others[0]!r}. Name a "
-            "folder of the run's own: it is closed to other users."
-        )
-
-
-def check_rounds_left(done: int, rounds: int, folder: Path) -> None:
-    if done > rounds:
-        raise InputError(
-            f"expected at least the {done} rounds that the run in {folder} has done; got "
-            f"{rounds}. Ask for as many or more, or start afresh in another folder."
-        )
-
-
-def check_any_checkpoint(faults: Sequence[str], lost: bool, folder: Path) -> None:
-    """Refuse a folder where work was done of which no checkpoint is good."""
-    if faults or lost:
-        listed = "".join(f"\n  {fault}" for fault in faults)
-        raise InputError(
-            f"found no good checkpoint in {folder}.{listed}\n"
-            "Restore the folder from a copy, or delete it to start afresh."
-        )

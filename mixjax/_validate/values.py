@@ -1,0 +1,198 @@
+"""Single values: keys, numbers, arrays, names of options."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+INT_MAX = 2**31 - 1
+
+
+FLOAT_MAX = float(np.finfo(np.float32).max)
+
+
+class InputError(ValueError):
+    """Input that mixjax can't work with: what came, what was expected, what to do."""
+
+
+def concrete(value: Any) -> bool:
+    return not isinstance(value, jax.core.Tracer)
+
+
+def named_leaves(tree: Any) -> list[tuple[str, Any]]:
+    """Leaves with readable paths, such as `('conv1', 'kernel')`."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return [(str(path_names(path)), leaf) for path, leaf in leaves]
+
+
+def path_names(path: Sequence[Any]) -> tuple[str, ...]:
+    return tuple(jax.tree_util.keystr((entry,), simple=True) for entry in path)
+
+
+def check_key(key: Any) -> None:
+    if isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        if key.ndim:
+            raise InputError(
+                f"expected one key; got an array of keys of shape {key.shape}. "
+                "Map over them with jax.vmap."
+            )
+        return
+    came = f"{key!r}" if isinstance(key, int) else f"{type(key).__name__}"
+    if hasattr(key, "dtype"):
+        came = f"an array {key.dtype}{list(key.shape)}"
+    raise InputError(f"expected a typed key; got {came}. Make one with jax.random.key(seed).")
+
+
+def check_finite(tree: Any, what: str) -> None:
+    for name, leaf in named_leaves(tree):
+        if not concrete(leaf) or not jnp.issubdtype(leaf.dtype, jnp.inexact):
+            continue
+        values = np.asarray(leaf)
+        # a finite sum proves it without a mask the size of the data; an overflow takes the slow way
+        with np.errstate(over="ignore", invalid="ignore"):
+            if np.isfinite(values.sum(dtype=np.float64)):
+                continue
+        bad = int(np.size(values) - np.isfinite(values).sum())
+        if bad:
+            raise InputError(
+                f"expected finite numbers in {what}; got {bad} NaN or infinite values at {name}. "
+                "Remove or repair those rows first."
+            )
+
+
+def check_attributes(values: Any, count: int, what: str = "attribute values") -> None:
+    array = host_array(values, what, None)
+    if array.dtype.kind not in "iu":
+        raise InputError(f"expected integer {what} in 0..{count - 1}; got dtype {array.dtype}.")
+    outside = (array < 0) | (array >= count)
+    if outside.any():
+        index = tuple(int(i) for i in np.argwhere(outside)[0])
+        raise InputError(
+            f"expected {what} in 0..{count - 1}; got {array[outside][0]} at index {index}."
+        )
+
+
+def check_choice(value: Any, choices: Sequence[str], what: str) -> None:
+    if not isinstance(value, str) or value not in choices:
+        listed = ", ".join(repr(choice) for choice in choices)
+        raise InputError(f"expected {what} to be one of {listed}; got {value!r}.")
+
+
+def check_positive(value: Any, what: str, *, integer: bool = False) -> None:
+    if not concrete(value):
+        return
+    if integer and not (isinstance(value, (int, np.integer)) and not isinstance(value, bool)):
+        raise InputError(f"expected {what} to be a whole number of at least 1; got {value!r}.")
+    least = "a whole number of at least 1" if integer else "greater than 0"
+    if integer and value > INT_MAX:
+        raise InputError(f"expected {what} to be {least} and at most {INT_MAX}; got {value!r}.")
+    _check_number(value, f"{what} to be {least}", lambda number: number > 0)
+
+
+def check_non_negative(value: Any, what: str) -> None:
+    _check_number(value, f"{what} to be at least 0", lambda number: number >= 0)
+
+
+def check_number(value: Any, what: str) -> float:
+    """A finite number of at least 0, on the host."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not 0 <= number < math.inf:
+        raise InputError(f"expected {what} to be a finite number of at least 0; got {value!r}.")
+    return number
+
+
+def check_probability(value: Any, what: str) -> None:
+    _check_number(value, f"{what} to be greater than 0 and less than 1", lambda p: 0 < p < 1)
+
+
+def check_fraction(value: Any, what: str, below: float) -> None:
+    _check_number(value, f"{what} in [0, {below})", lambda number: 0 <= number < below)
+
+
+def check_share(value: Any, what: str) -> None:
+    _check_number(value, f"{what} in (0, 1]", lambda number: 0 < number <= 1)
+
+
+def check_seed(value: Any) -> None:
+    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    if not whole or value < 0:
+        raise InputError(f"expected a seed that is a whole number of at least 0; got {value!r}.")
+
+
+def _check_number(value: Any, expected: str, holds: Callable[[Any], Any]) -> None:
+    """A real number, finite in float32; a traced one passes."""
+    if not concrete(value):
+        return
+    scalar = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
+    if not scalar:
+        shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", jnp.bool_)
+        scalar = shape == () and real(dtype)
+    if not scalar or isinstance(value, complex) or not abs(value) <= FLOAT_MAX or not holds(value):
+        raise InputError(f"expected {expected}; got {value!r}.")
+
+
+def real(dtype: Any) -> bool:
+    """Whether numbers of the dtype are real; booleans are not."""
+    return jnp.issubdtype(dtype, jnp.integer) or jnp.issubdtype(dtype, jnp.floating)
+
+
+def check_real(tree: Any, what: str = "updates") -> None:
+    for name, leaf in named_leaves(tree):
+        if not real(leaf.dtype) and leaf.dtype != jnp.bool_:
+            raise InputError(
+                f"expected real numbers in {what}; got {leaf.dtype} at {name}. Convert them first."
+            )
+
+
+def host_array(values: Any, what: str, kinds: str | None = "iuf", ndim: int = 0) -> np.ndarray:
+    """Array-likes as NumPy sees them, of one of the dtype kinds and at least `ndim` axes."""
+    try:
+        array = np.asarray(values)
+    except (ValueError, TypeError):
+        raise InputError(f"expected {what} as an array; got {values!r}.") from None
+    # JAX's own floats, such as bfloat16, have the kind of raw bytes
+    kind = "f" if jnp.issubdtype(array.dtype, jnp.floating) else array.dtype.kind
+    if (kinds is not None and kind not in kinds) or array.ndim < ndim:
+        names = {"i": "integers", "u": "", "f": "real numbers", "b": "booleans"}
+        listed = " or ".join(filter(None, (names[one] for one in kinds or "")))
+        axes = f" with at least {ndim} axes" if ndim else ""
+        raise InputError(
+            f"expected {what} as an array of {listed}{axes}; got {array.dtype}{list(array.shape)}."
+        )
+    return array
+
+
+def check_sequence(values: Any, what: str) -> None:
+    array = hasattr(values, "shape") and len(values.shape) > 0
+    if not array and not isinstance(values, (list, tuple, range)):
+        raise InputError(f"expected {what} as a list; got {values!r}.")
+
+
+def check_callable(value: Any, what: str) -> None:
+    if not callable(value):
+        raise InputError(f"expected {what}; got {value!r}.")
+
+
+def check_arrays(tree: Any, what: str) -> None:
+    for name, leaf in named_leaves(tree):
+        dtype = getattr(leaf, "dtype", jnp.bool_)
+        known = (jnp.number, jnp.bool_, jax.dtypes.prng_key)
+        if not any(jnp.issubdtype(dtype, kind) for kind in known):
+            raise InputError(f"expected numbers in {what}; got dtype {dtype} at {name}.")
+        if not hasattr(leaf, "shape"):
+            raise InputError(
+                f"expected arrays in {what}; got {type(leaf).__name__} at {name}. "
+                "Remove leaves that are not arrays (equinox: eqx.filter(model, eqx.is_array)), and "
+                "wrap numbers in jnp.asarray."
+            )
+
+
+def check_component(value: Any, fields: Sequence[str], what: str) -> None:
+    if not all(callable(getattr(value, field, None)) for field in fields):
+        raise InputError(f"expected {what}; got {value!r}.")

@@ -4,14 +4,12 @@ import importlib
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from mixjax import accounting as accounting
 from mixjax import aggregation as aggregation
 from mixjax import attacks as attacks
 from mixjax import client as client
 from mixjax import cohort as cohort
 from mixjax import data as data
 from mixjax import defences as defences
-from mixjax import evaluation as evaluation
 from mixjax import federation as federation
 from mixjax import mixing as mixing
 from mixjax import observation as observation
@@ -25,8 +23,10 @@ from mixjax.federation import BrokenUpdateError as BrokenUpdateError
 from mixjax.mixing import mix as mix
 
 if TYPE_CHECKING:
+    from mixjax import accounting as accounting
     from mixjax import checkpoint as checkpoint
     from mixjax import datasets as datasets
+    from mixjax import evaluation as evaluation
     from mixjax import models as models
 
 __version__ = "0.1.0"
@@ -58,7 +58,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> ModuleType:
-    # flax and orbax, which only these need, take longer to import than the rest of mixjax
-    if name in ("checkpoint", "datasets", "models"):
+    # flax, orbax and scipy, which only these need, take longer to import than the rest of mixjax
+    if name in ("accounting", "checkpoint", "datasets", "evaluation", "models"):
         return importlib.import_module(f"mixjax.{name}")
     raise AttributeError(f"module 'mixjax' has no attribute {name!r}")

@@ -71,8 +71,7 @@ class Store(NamedTuple):
                 f"({_reason(error)}); {kept}. Make room or mend the disk, and run the same again "
                 "to resume."
             ) from error
-        for step in self.steps()[: -self.keep]:
-            self._forget(step)
+        self._forget_old()
 
     def resume(self, rounds: int) -> int:
         """How many rounds are done; removes what a stopped run left half done.
@@ -88,6 +87,8 @@ class Store(NamedTuple):
                 for message in bad:
                     warnings.warn(f"{message}; going on from round {step}.", stacklevel=4)
                 self._clean(step)
+                # a run killed between its last save and this has one too many
+                self._forget_old()
                 return step
             bad.append(f"skipped the checkpoint of round {step} in {self.folder}: {fault}")
         # a run killed before its first checkpoint has one records file at most
@@ -95,6 +96,10 @@ class Store(NamedTuple):
         _validate.check_any_checkpoint(bad, len(records) > 1, self.folder)
         self._clean(0)
         return 0
+
+    def _forget_old(self) -> None:
+        for step in self.steps()[: -self.keep]:
+            self._forget(step)
 
     def load(self, step: int, form: list[np.ndarray]) -> list[np.ndarray]:
         """The leaves saved after so many rounds, in the order of `form`."""

@@ -13,7 +13,7 @@ import mixjax as mx
 MODELS = {
     "mlp": (mx.models.MLP(classes=3, hidden=(5, 4)), (6, 2)),
     "sensor": (mx.models.SensorCNN(classes=7, features=(4, 6), hidden=(8, 5)), (100, 6)),
-    "image": (mx.models.ImageCNN(classes=10, features=(4, 6), hidden=(8, 5)), (8, 9, 3)),
+    "image": (mx.models.ImageCNN(classes=10, features=(4, 6), hidden=(8, 5), groups=2), (8, 9, 3)),
 }
 
 UNITS = {
@@ -28,6 +28,8 @@ UNITS = {
     "image": {
         "Conv_0": 9 * 3 * 4 + 4,
         "Conv_1": 9 * 4 * 6 + 6,
+        "GroupNorm_0": 2 * 4,
+        "GroupNorm_1": 2 * 6,
         "dense/Dense_0": 2 * 2 * 6 * 8 + 8,
         "dense/Dense_1": 8 * 5 + 5,
         "dense/Dense_2": 5 * 10 + 10,
@@ -89,7 +91,8 @@ def test_default_sizes() -> None:
     sensor = 5 * 6 * 16 + 16 + 5 * 16 * 32 + 32 + 25 * 32 * 64 + 64 + 64 * 7 + 7
     assert count(mx.models.SensorCNN(classes=7), (100, 6)) == sensor
     image = 27 * 32 + 32 + 9 * 32 * 64 + 64 + 8 * 8 * 64 * 128 + 128 + 128 * 64 + 64 + 650
-    assert count(mx.models.ImageCNN(classes=10), (32, 32, 3)) == image
+    assert count(mx.models.ImageCNN(classes=10, groups=0), (32, 32, 3)) == image
+    assert count(mx.models.ImageCNN(classes=10), (32, 32, 3)) == image + 2 * (32 + 64)
 
 
 def test_models_are_hashable_settings() -> None:

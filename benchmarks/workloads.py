@@ -13,6 +13,7 @@ import optax
 from flax import linen as nn
 
 import mixjax as mx
+from experiments import training
 
 SAMPLES = 64
 BATCH = {"cnn": 32, "mlp": 16}
@@ -53,14 +54,7 @@ def cohort(workload: str, clients: int) -> tuple[mx.data.ClientData, mx.data.Exa
 
 def loss_fn(workload: str) -> mx.client.LossFn:
     """Cross entropy of each example."""
-    network = model(workload)
-
-    def loss(params: Any, batch: mx.data.Examples, key: jax.Array) -> jax.Array:
-        del key
-        logits: Any = network.apply({"params": params}, batch.inputs)
-        return optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
-
-    return loss
+    return training.loss_of(model(workload))
 
 
 def initial(workload: str) -> Any:

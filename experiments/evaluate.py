@@ -20,7 +20,7 @@ import rich.table
 import tyro
 
 import mixjax as mx
-from experiments import figures, metrics, results, resume, tasks, training
+from experiments import cli, figures, metrics, results, resume, tasks, training
 from experiments.metrics import Case
 
 DefenceName = Literal["none", "noisy", "shuffle", "mixnn", "mixnn_proxy"]
@@ -81,6 +81,11 @@ class Job(NamedTuple):
     mixed: bool
     cases: list[Case]
 
+    @property
+    def sweep(self) -> bool:
+        """Whether the server also tries to know fewer people."""
+        return self.attack == "passive" and self.sigma is None
+
 
 def plan(config: Config) -> list[Job]:
     """The trajectories of one seed.
@@ -123,7 +128,7 @@ def main(config: Config) -> None:
         dataset = tasks.TASKS[config.dataset].load(
             config.data_dir, config.participants + config.auxiliary, config.per_client
         )
-        training.split_people(dataset, 0, config.auxiliary, sweep=False)
+        first_split = training.split_people(dataset, 0, config.auxiliary, sweep=False)
     out = config.out or Path("results") / config.dataset
     options = results.config_dict(config)
     resume.open_folder(
@@ -183,8 +188,8 @@ def main(config: Config) -> None:
         drawn = figures.draw_all(rows, out)
     seconds = time.perf_counter() - started
     shutil.rmtree(out / resume.CHECKPOINTS, ignore_errors=True)
-    split = training.split_people(dataset, 0, config.auxiliary, sweep=False)
-    counts = mx.units.parameter_counts(training.units(setting_of(config, dataset, jobs[0]), split))
+    units = training.units(setting_of(config, dataset, jobs[0]), first_split)
+    counts = mx.units.parameter_counts(units)
     summary = results.summarize(rows, options, counts, seconds)
     results.write_json(out / "summary.json", summary)
     console.print(table(summary))
@@ -205,11 +210,7 @@ def with_defaults(config: Config) -> Config:
 def check(config: Config) -> None:
     """Refuse options that make no run."""
     sizes = ("rounds", "seeds", "list_size", "auxiliary", "epochs", "batch_size", "participants")
-    for name in (*sizes, "per_client"):
-        if getattr(config, name) < 1:
-            raise mx.InputError(
-                f"expected --{name.replace('_', '-')} of at least 1; got {getattr(config, name)}."
-            )
+    cli.check_counts(config, (*sizes, "per_client"))
     if config.checkpoint_every < 0:
         raise mx.InputError(
             f"expected --checkpoint-every of at least 0; got {config.checkpoint_every}."
@@ -231,13 +232,12 @@ def setting_of(config: Config, dataset: mx.data.Dataset, job: Job) -> training.S
     assert config.epochs is not None
     assert config.batch_size is not None
     assert config.learning_rate is not None
-    sweep = job.attack == "passive" and job.sigma is None
     return training.Setting(
         model=tasks.TASKS[config.dataset].model(len(dataset.classes)),
         attack=job.attack,
         clip_norm=config.clip_norm if job.sigma is not None else None,
         mixed=job.mixed,
-        keep_updates=sweep and not job.mixed,
+        keep_updates=job.sweep and not job.mixed,
         rounds=config.rounds,
         epochs=config.epochs,
         batch_size=config.batch_size,
@@ -256,9 +256,8 @@ def run_job(
     checkpoints: Path,
 ) -> results.Rows:
     """Train one trajectory and evaluate every case that follows from it."""
-    sweep = job.attack == "passive" and job.sigma is None
     setting = setting_of(config, dataset, job)
-    if not sweep:
+    if not job.sweep:
         split = split.with_all_knowledge()
     # one key for training, another for the proxy, which no server may derive
     train_key, proxy_key = jax.random.split(jax.random.key(seed))
@@ -307,11 +306,10 @@ def table(summary: dict[str, Any]) -> rich.table.Table:
         grid.add_column(column, justify=cast(Any, justify))
     attack = None
     for entry in summary["results"]:
-        case = Case(*(entry[field] for field in Case._fields))
+        case = Case.of(entry)
         if attack not in (None, case.attack):
             grid.add_section()
         attack = case.attack
-        best = max(entry["unit_level"].values(), key=lambda interval: interval["mean"])
         grid.add_row(
             figures.label(case),
             case.attack,
@@ -319,7 +317,7 @@ def table(summary: dict[str, Any]) -> rich.table.Table:
                 results.percent(entry[name])
                 for name in ("accuracy", "attribution", "attribution_accumulated", "set_level")
             ),
-            results.percent(best),
+            results.percent(results.best_unit(entry)),
         )
     return grid
 
@@ -335,18 +333,5 @@ def _progress(console: rich.console.Console) -> rich.progress.Progress:
     )
 
 
-def command() -> None:
-    """Read the command line; refusals become one line and exit code 2."""
-    config = tyro.cli(Config, prog="python -m experiments.evaluate")
-    mx.sharding.use_host_devices()
-    try:
-        main(config)
-    except (mx.InputError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
-
-
 if __name__ == "__main__":
-    command()
+    cli.command(main, Config, "experiments.evaluate")

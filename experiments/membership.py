@@ -8,7 +8,6 @@ prints a table.
 
 import dataclasses
 import functools
-import sys
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,7 +21,7 @@ import rich.table
 import tyro
 
 import mixjax as mx
-from experiments import results, tasks, training
+from experiments import cli, results, tasks, training
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,11 +67,7 @@ def main(config: Config) -> None:
       InputError: for options that don't fit the data.
     """
     started = time.perf_counter()
-    for name in ("rounds", "seeds", "records", "participants", "per_client"):
-        if getattr(config, name) < 1:
-            raise mx.InputError(
-                f"expected --{name.replace('_', '-')} of at least 1; got {getattr(config, name)}."
-            )
+    cli.check_counts(config, ("rounds", "seeds", "records", "participants", "per_client"))
     task = tasks.TASKS[config.dataset]
     if config.noise is None:
         config = dataclasses.replace(config, noise=task.noise[-1:])
@@ -201,16 +196,5 @@ def table(summary: dict[str, Any]) -> rich.table.Table:
     return grid
 
 
-def command() -> None:
-    """Read the command line; refusals become one line and exit code 2."""
-    config = tyro.cli(Config, prog="python -m experiments.membership")
-    mx.sharding.use_host_devices()
-    try:
-        main(config)
-    except (mx.InputError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-
-
 if __name__ == "__main__":
-    command()
+    cli.command(main, Config, "experiments.membership")

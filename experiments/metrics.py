@@ -1,6 +1,7 @@
 """From a trajectory's records to one JSON-ready row a round, for every mixing."""
 
 import functools
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -31,6 +32,11 @@ class Case(NamedTuple):
     attack: str
     sigma: float | None = None
     list_size: int | None = None
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> "Case":
+        """The case that a row or an entry of the summary belongs to."""
+        return cls(*(row[field] for field in cls._fields))
 
     def mix(self) -> mx.mixing.Mix | None:
         """The mixing to apply to an unmixed trajectory; None for none."""

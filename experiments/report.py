@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from experiments import figures as figures_lib
 from experiments.metrics import Case
-from experiments.results import DELTA, percent
+from experiments.results import DELTA, best_unit, percent, write_text
 
 FIGURES = {
     "utility": "Test accuracy a round; mean over participants, 95 % band over seeds.",
@@ -59,9 +59,7 @@ def write(page: Path, entries: Iterable[Entry], *, quick: bool) -> None:
             parts.append(f"## {entry.title}\n\nNot run: {entry.problem or 'not asked for'}")
     parts.insert(1, claims([pair for pair in finished if not pair[0].planted]))
     parts += [section(entry, summary, figures) for entry, summary in finished]
-    partial = page.with_suffix(".partial")
-    partial.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
-    partial.replace(page)
+    write_text(page, "\n\n".join(parts) + "\n")
 
 
 INTRODUCTION = """# Results
@@ -209,13 +207,10 @@ def table(summary: dict[str, Any]) -> str:
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for case, entry in by_case(summary).items():
-        best = max(entry["unit_level"].values(), key=lambda interval: interval["mean"])
-        shown = [
-            entry[name]
-            for name in ("accuracy", "attribution", "attribution_accumulated", "auc", "set_level")
-        ]
+        names = ("accuracy", "attribution", "attribution_accumulated", "auc", "set_level")
+        shown = [*(entry[name] for name in names), best_unit(entry)]
         epsilon = f"{entry['epsilon']:,.0f}" if "epsilon" in entry else "∞"
-        cells = [figures_lib.label(case), case.attack, *map(percent, [*shown, best]), epsilon]
+        cells = [figures_lib.label(case), case.attack, *map(percent, shown), epsilon]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -244,4 +239,4 @@ def layers(summary: dict[str, Any]) -> str:
 
 def by_case(summary: dict[str, Any]) -> dict[Case, dict[str, Any]]:
     """The summary's entries by what was run."""
-    return {Case(*(entry[field] for field in Case._fields)): entry for entry in summary["results"]}
+    return {Case.of(entry): entry for entry in summary["results"]}

@@ -18,7 +18,7 @@ import rich.console
 import tyro
 
 import mixjax as mx
-from experiments import evaluate, planted, report, results
+from experiments import cli, evaluate, planted, report, results
 
 CONFIGS = Path(__file__).parent / "configs"
 PLANTED = {
@@ -119,17 +119,5 @@ def run(setting: dict[str, Any], folder: Path | None, out: Path, synthetic: bool
     return None
 
 
-def command() -> None:
-    """Read the command line; refusals become one line and exit code 2."""
-    config = tyro.cli(Config, prog="python -m experiments.reproduce")
-    try:
-        main(config)
-    except (mx.InputError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
-
-
 if __name__ == "__main__":
-    command()
+    cli.command(main, Config, "experiments.reproduce", devices=False)

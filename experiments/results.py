@@ -50,7 +50,7 @@ def by_case(rows: Rows) -> dict[Case, dict[int, Rows]]:
     """Rows by case and seed, in order of rounds."""
     cases: dict[Case, dict[int, Rows]] = {}
     for row in rows:
-        case = Case(*(row[field] for field in Case._fields))
+        case = Case.of(row)
         cases.setdefault(case, {}).setdefault(row["seed"], []).append(row)
     return cases
 
@@ -135,11 +135,21 @@ def environment() -> dict[str, Any]:
     }
 
 
+def best_unit(entry: dict[str, Any]) -> dict[str, float]:
+    """The interval of the layer that alone tells most."""
+    return max(entry["unit_level"].values(), key=lambda interval: interval["mean"])
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON file that appears complete or not at all."""
+    write_text(path, json.dumps(content, indent=1) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file that appears complete or not at all."""
     partial = path.with_suffix(".partial")
     with partial.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(content, indent=1) + "\n")
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)

@@ -158,15 +158,10 @@ def auc(scores: Values, truth: Values, active: Values | None = None) -> np.ndarr
         margin = scores[..., 1] - scores[..., 0]
         scores = np.stack([-margin, margin], axis=-1)
     _, truth, active = _aligned(np.zeros(scores.shape[:-1], int), truth, active)
-    areas = []
-    for value in range(values):
-        own, other = active & (truth == value), active & (truth != value)
-        column = scores[..., value]
-        difference = column[..., :, None] - column[..., None, :]
-        wins = (difference > 0) + 0.5 * (difference == 0)
-        pairs = own[..., :, None] & other[..., None, :]
-        flat = (*wins.shape[:-2], -1)
-        areas.append(_share(wins.reshape(flat), pairs.reshape(flat)))
+    areas = [
+        _members_against_others(_area, scores[..., value], truth == value, active)
+        for value in range(values)
+    ]
     return _mean_over_present(areas)
 
 
@@ -181,12 +176,7 @@ def membership_auc(scores: Values, members: Values, active: Values | None = None
     Returns:
       `[...]`; 0.5 is chance, ties count half. NaN without members or others, or for NaN scores.
     """
-
-    def area(own: np.ndarray, other: np.ndarray) -> float:
-        ranks = scipy.stats.rankdata(np.concatenate([own, other]))[: own.size]
-        return (np.mean(ranks) - (own.size + 1) / 2) / other.size
-
-    return _members_against_others(area, scores, members, active)
+    return _members_against_others(_area, scores, members, active)
 
 
 def true_positive_rate(
@@ -215,6 +205,12 @@ def true_positive_rate(
         return float(np.mean(own > np.sort(other)[::-1][allowed]))
 
     return _members_against_others(rate, scores, members, active)
+
+
+def _area(own: np.ndarray, other: np.ndarray) -> float:
+    ranks = scipy.stats.rankdata(np.concatenate([own, other]))[: own.size]
+    wins = np.sum(ranks) - own.size * (own.size + 1) / 2
+    return wins / (own.size * other.size)
 
 
 def _members_against_others(

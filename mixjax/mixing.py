@@ -176,10 +176,7 @@ def apply(origins: Origins, updates: Updates, units: units_lib.Units) -> Updates
       InputError: for origins of another shape or out of range, or updates of another model. Under
         `jit`, where values can't be checked, origins are clipped to the cohort.
     """
-    _validate.check_units(units)
-    clients = _validate.check_client_axis(updates)
-    _validate.check_origins(origins, clients, len(units.names))
-    _validate.check_partition(updates, [sum(s.stop - s.start for s in u) for u in units.segments])
+    clients = _check_apply(origins, updates, units)
     leaves, structure = jax.tree.flatten(updates)
 
     def gather(leaf: Array, segments: tuple[units_lib.Segment, ...]) -> Array:
@@ -212,9 +209,7 @@ def apply_in_place(origins: Origins, updates: Updates, units: units_lib.Units) -
       updates: see `apply`.
       units: see `apply`.
     """
-    clients = _validate.check_client_axis(updates)
-    _validate.check_origins(origins, clients, len(units.names))
-    _validate.check_partition(updates, [sum(s.stop - s.start for s in u) for u in units.segments])
+    clients = _check_apply(origins, updates, units)
     moves = jax.vmap(_cycle_walk, in_axes=1)(origins)
     leaves, structure = jax.tree.flatten(updates)
 
@@ -226,6 +221,15 @@ def apply_in_place(origins: Origins, updates: Updates, units: units_lib.Units) -
             rows = _permute_in_place(rows, own, segment.start, segment.stop)
         mixed.append(rows.reshape(leaf.shape))
     return jax.tree.unflatten(structure, mixed)
+
+
+def _check_apply(origins: Origins, updates: Updates, units: units_lib.Units) -> int:
+    """Refuse what doesn't belong together; the number of clients."""
+    _validate.check_units(units)
+    clients = _validate.check_client_axis(updates)
+    _validate.check_origins(origins, clients, len(units.names))
+    _validate.check_partition(updates, [sum(s.stop - s.start for s in u) for u in units.segments])
+    return clients
 
 
 class _Moves(NamedTuple):

@@ -58,6 +58,8 @@ def test_every_configuration_runs_and_has_its_section(
     assert f"{100 * plain['accuracy']['mean']:.1f} [" in text
     for unit, count in summary["parameters"].items():
         assert f"| {unit} | {count:,} |" in text
+    rows = report.table(summary).splitlines()
+    assert {row.count("|") for row in rows} == {rows[0].count("|")}
     for line in text.splitlines():
         if "](results/" in line:
             assert (page.parent / line.split("](")[1].rstrip(")")).is_file()

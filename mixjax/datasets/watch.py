@@ -10,6 +10,7 @@ import numpy as np
 
 from mixjax import _validate
 from mixjax.data import Attribute, Dataset, Examples, stack
+from mixjax.datasets import _windows
 
 SHA256 = "eb122f23cdf06ef6bd6c6c5312958ec5cf9d038e2e6d457b8081662c75a42537"
 WINDOW = 100
@@ -50,8 +51,8 @@ def watch(*, test_fraction: float = 0.3) -> Dataset:
             )
             if (person, arm) == participant
         ]
-        train.append(_windows([(s[: _cut(s, test_fraction)], label) for s, label in own]))
-        test.append(_windows([(s[_cut(s, test_fraction) :], label) for s, label in own]))
+        train.append(_cut_windows([(s[: _cut(s, test_fraction)], label) for s, label in own]))
+        test.append(_cut_windows([(s[_cut(s, test_fraction) :], label) for s, label in own]))
 
     samples = np.concatenate([examples.inputs for examples in train]).reshape(-1, 6)
     mean, deviation = samples.mean(axis=0), samples.std(axis=0)
@@ -72,15 +73,9 @@ def _cut(series: np.ndarray, test_fraction: float) -> int:
     return round(len(series) * (1 - test_fraction))
 
 
-def _windows(recordings: list[tuple[np.ndarray, Any]]) -> Examples:
-    windows, labels = [], []
-    for series, label in recordings:
-        for start in range(0, len(series) - WINDOW + 1, STRIDE):
-            windows.append(series[start : start + WINDOW])
-            labels.append(label)
-    return Examples(
-        np.asarray(windows, np.float32).reshape(-1, WINDOW, 6), np.asarray(labels, np.int32)
-    )
+def _cut_windows(recordings: list[tuple[np.ndarray, Any]]) -> Examples:
+    whole = [_windows.Recording(one, np.full(len(one), label)) for one, label in recordings]
+    return _windows.windows(whole, WINDOW, STRIDE)
 
 
 def _read() -> dict:

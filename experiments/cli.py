@@ -1,0 +1,43 @@
+"""What the commands share: reading options, refusing them, leaving."""
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import tyro
+
+import mixjax as mx
+
+Config = TypeVar("Config")
+
+
+def command(
+    main: Callable[[Config], None], config: type[Config], module: str, *, devices: bool = True
+) -> None:
+    """Read the command line and run; refusals become one line and exit code 2.
+
+    Args:
+      main: what to run.
+      config: the dataclass of its options.
+      module: the name that `python -m` knows it by.
+      devices: whether this process trains, on a host device for each core.
+    """
+    options = tyro.cli(config, prog=f"python -m {module}")
+    if devices:
+        mx.sharding.use_host_devices()
+    try:
+        main(options)
+    except (mx.InputError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def check_counts(config: Any, names: Sequence[str]) -> None:
+    """Refuse options that must be whole numbers of at least 1 and aren't."""
+    for name in names:
+        if getattr(config, name) < 1:
+            raise mx.InputError(
+                f"expected --{name.replace('_', '-')} of at least 1; got {getattr(config, name)}."
+            )

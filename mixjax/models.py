@@ -89,9 +89,26 @@ class ImageCNN(nn.Module):
         for width in self.features:
             inputs = ops.max_pool(_conv(width, (3, 3))(inputs), (2, 2))
             if self.groups:
-                inputs = nn.GroupNorm(self.groups)(inputs)
+                inputs = GroupNorm(self.groups)(inputs)
             inputs = nn.relu(inputs)
         return MLP(self.classes, self.hidden, name="dense")(inputs)
+
+
+class GroupNorm(nn.Module):
+    """`flax.linen.GroupNorm` by `ops.group_norm`; parameters `scale` and `bias`, `[channels]`.
+
+    Attributes:
+      groups: a divisor of the number of channels.
+    """
+
+    groups: int
+
+    @nn.compact
+    def __call__(self, inputs: Array) -> Array:
+        channels = inputs.shape[-1]
+        scale = self.param("scale", nn.initializers.ones, (channels,))
+        bias = self.param("bias", nn.initializers.zeros, (channels,))
+        return ops.group_norm(inputs, scale, bias, self.groups)
 
 
 def _conv(features: int, kernel: tuple[int, ...], strides: int = 1) -> nn.Conv:

@@ -6,6 +6,7 @@ back end runs an order of magnitude slower than patches times a matrix (benchmar
 
 import functools
 import itertools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -221,6 +222,42 @@ _max_of.defvjp(_max_of_forward, _max_of_backward)
 def avg_pool(inputs: Array, window: Sequence[int]) -> Array:
     """Non-overlapping mean-pooling of `[batch, *spatial, channels]`; a remainder is dropped."""
     return _blocks(inputs, window).mean(axis=tuple(range(2, 2 * len(window) + 1, 2)))
+
+
+def group_norm(
+    inputs: Array, scale: Array, bias: Array, groups: int, epsilon: float = 1e-6
+) -> Array:
+    """Group normalization of `[batch, *spatial, channels]`.
+
+    The same as `flax.linen.GroupNorm`, at a fraction of its cost on CPU: sums go over whole
+    channels first, so that nothing as large as the input is reduced over two axes apart.
+
+    Args:
+      inputs: `[batch, *spatial, channels]`.
+      scale: `[channels]`.
+      bias: `[channels]`.
+      groups: a divisor of `channels`.
+      epsilon: added to the variance.
+
+    Source: Wu and He 2018, arXiv:1803.08494.
+
+    Raises:
+      InputError: for groups that don't divide the channels.
+    """
+    _validate.check_groups(groups, inputs.shape[-1])
+    spatial = tuple(range(1, inputs.ndim - 1))
+    width = inputs.shape[-1] // groups
+    count = math.prod(inputs.shape[1:-1]) * width
+
+    def group_mean(of_channel: Array) -> Array:
+        sums = of_channel.reshape(-1, groups, width).sum(axis=-1)
+        return jnp.repeat(sums / count, width, axis=-1)
+
+    mean = group_mean(inputs.sum(axis=spatial))
+    variance = group_mean(jnp.square(inputs).sum(axis=spatial)) - jnp.square(mean)
+    factor = scale[None] * lax.rsqrt(jnp.maximum(variance, 0) + epsilon)
+    centred = inputs - jnp.expand_dims(mean, spatial)
+    return centred * jnp.expand_dims(factor, spatial) + jnp.expand_dims(bias, (0, *spatial))
 
 
 def _blocks(inputs: Array, window: Sequence[int]) -> Array:

@@ -398,4 +398,8 @@ CALLS: dict[str, Call] = {
     "ops.avg_pool": Call(
         lambda window: mx.ops.avg_pool(jnp.ones((2, 4, 3)), window), {"window": ("rows", (2,))}
     ),
+    "ops.group_norm": Call(
+        lambda groups: mx.ops.group_norm(jnp.ones((2, 4, 6)), jnp.ones(6), jnp.ones(6), groups),
+        {"groups": whole(2)},
+    ),
 }  # fmt: skip

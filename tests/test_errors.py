@@ -468,6 +468,9 @@ SLIPS: dict[str, Callable[[], Any]] = {
     "more devices than there are": lambda: mx.sharding.clients_mesh(99),
     "a pooling window of another rank": lambda: mx.ops.max_pool(jnp.ones((2, 4, 4, 3)), (2,)),
     "a pooling window of zero": lambda: mx.ops.max_pool(jnp.ones((2, 4, 3)), (0,)),
+    "groups that don't divide the channels": lambda: mx.ops.group_norm(
+        jnp.ones((2, 4, 6)), jnp.ones(6), jnp.ones(6), 4
+    ),
     "origins of another cohort": lambda: mx.evaluation.unit_level(
         np.ones((3, 2, 2)), np.zeros((4, 2), int), [0] * 4
     ),

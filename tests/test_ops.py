@@ -227,6 +227,27 @@ def test_the_mean_shares_its_gradient() -> None:
     np.testing.assert_array_equal(mean.ravel(), [0.5] * 4)
 
 
+@pytest.mark.parametrize("shape", [(3, 7, 5, 12), (3, 9, 12), (3, 12)])
+@pytest.mark.parametrize("groups", [1, 4, 12])
+def test_group_norm_has_the_values_and_gradients_of_flax(shape: Any, groups: int) -> None:
+    keys = jax.random.split(jax.random.key(0), 4)
+    inputs, cotangent = (2 + 3 * jax.random.normal(key, shape) for key in keys[:2])
+    scale, bias = (jax.random.normal(key, (12,)) for key in keys[2:])
+
+    def of(norm: Any) -> Any:
+        return jax.jit(jax.value_and_grad(norm, argnums=(0, 1, 2)))(inputs, scale, bias)
+
+    def theirs(inputs: Any, scale: Any, bias: Any) -> Any:
+        params = {"params": {"scale": scale, "bias": bias}}
+        return jnp.sum(nn.GroupNorm(groups).apply(params, inputs) * cotangent)
+
+    def ours(inputs: Any, scale: Any, bias: Any) -> Any:
+        return jnp.sum(mx.ops.group_norm(inputs, scale, bias, groups) * cotangent)
+
+    for got, expected in zip(jax.tree.leaves(of(ours)), jax.tree.leaves(of(theirs)), strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("padding", ["SAME", "VALID", "CIRCULAR", "CAUSAL", 1])
 def test_flax_takes_the_convolution_as_a_drop_in(padding: Any) -> None:
     inputs, _ = arrays((9,), (3,))

@@ -60,9 +60,9 @@ DEFINED = {
     "federation": "BrokenUpdateError Federation FederationState Init Record Step Truth fedavg run",
     "mixing": "Mix apply apply_in_place compose full_round keep least_clients mix proxy shuffle "
     "stream",
-    "models": "ImageCNN MLP SensorCNN",
+    "models": "GroupNorm ImageCNN MLP SensorCNN",
     "observation": "Observation Statistics direction_squared_norms mix_statistics statistics",
-    "ops": "avg_pool conv_general_dilated max_pool",
+    "ops": "avg_pool conv_general_dilated group_norm max_pool",
     "participation": "Participation compose deadline dropout everyone fraction log_normal poisson "
     "schedule uniform",
     "sharding": "clients_mesh use_host_devices",

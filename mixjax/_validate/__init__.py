@@ -12,6 +12,7 @@ from mixjax._validate.cohorts import check_client_axis as check_client_axis
 from mixjax._validate.cohorts import check_cohort as check_cohort
 from mixjax._validate.cohorts import check_draw as check_draw
 from mixjax._validate.cohorts import check_durations as check_durations
+from mixjax._validate.cohorts import check_groups as check_groups
 from mixjax._validate.cohorts import check_ids as check_ids
 from mixjax._validate.cohorts import check_krum as check_krum
 from mixjax._validate.cohorts import check_mask as check_mask

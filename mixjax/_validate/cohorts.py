@@ -294,6 +294,15 @@ def check_window(window: Sequence[int], spatial: Sequence[int]) -> None:
         )
 
 
+def check_groups(groups: int, channels: int) -> None:
+    whole = isinstance(groups, (int, np.integer)) and not isinstance(groups, bool)
+    if not whole or groups < 1 or channels % groups:
+        raise InputError(
+            f"expected groups to be a whole number that divides the {channels} channels; "
+            f"got {groups!r}."
+        )
+
+
 def check_krum(active: Any, clients: int, byzantine: int, select: int) -> None:
     for value, name in ((byzantine, "byzantine"), (select, "select")):
         if isinstance(value, bool) or not isinstance(value, (int, np.integer)):

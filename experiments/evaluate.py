@@ -130,6 +130,20 @@ def main(config: Config) -> None:
         )
         first_split = training.split_people(dataset, 0, config.auxiliary, sweep=False)
     out = config.out or Path("results") / config.dataset
+    out.mkdir(parents=True, exist_ok=True)
+    with mx.checkpoint.exclusive(out):
+        run_in(out, config, dataset, first_split, console, started)
+
+
+def run_in(
+    out: Path,
+    config: Config,
+    dataset: mx.data.Dataset,
+    first_split: training.Split,
+    console: rich.console.Console,
+    started: float,
+) -> None:
+    """Run what the folder lacks, then summarize all of it."""
     options = results.config_dict(config)
     resume.open_folder(
         out,

@@ -21,6 +21,8 @@ import orbax.checkpoint as ocp
 from mixjax import _validate
 from mixjax.types import PRNGKey
 
+LOCK = ".lock"
+
 
 class Store(NamedTuple):
     """The folder of one run.
@@ -39,7 +41,7 @@ class Store(NamedTuple):
     def open(cls, folder: Path, run: dict[str, Any], keep: int) -> "Store":
         """Make the folder, or take up one that is a run's."""
         folder = folder.absolute()
-        _validate.check_run_folder(folder, ("records", "states"))
+        _validate.check_run_folder(folder, ("records", "states", LOCK))
         for path in (folder, folder / "records", folder / "states"):
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
         folder.chmod(0o700)
@@ -242,13 +244,14 @@ def unpack(leaves: list[np.ndarray], like: Any) -> Any:
     return jax.tree.unflatten(jax.tree.structure(like), typed)
 
 
-def identity(key: PRNGKey, state: Any, config: dict[str, Any]) -> dict[str, Any]:
+def identity(key: PRNGKey, state: Any, config: dict[str, Any], data: Any) -> dict[str, Any]:
     """What a run is compared by when it resumes."""
     return {
         "config": config,
         "key_kind": str(jax.random.key_impl(key)),
         "key": digest_arrays(pack(key)),
         "start": digest_arrays(pack(state)),
+        "data": digest_arrays(pack(data)),
     }
 
 

@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+import filelock
 import jax
 import numpy as np
 
@@ -57,8 +58,8 @@ def run(
       key: the run's key.
       federation: see `federation.fedavg`.
       state: where the run starts, also when it resumes.
-      data: the cohort. It is not saved, so a resumed run must be given the same; put what it
-        was made from into `config`.
+      data: the cohort. It is not saved: a resumed run must be given the same, and a digest of it
+        is compared.
       rounds: how many in all. May grow from call to call.
       every: rounds of a segment.
       minutes: see `run_segments`.
@@ -77,7 +78,7 @@ def run(
     def advance(state: Any, count: int) -> tuple[Any, Any]:
         return federation_lib.run(key, federation, state, data, count)
 
-    options = {"every": every, "minutes": minutes, "keep": keep, "config": config}
+    options = {"every": every, "minutes": minutes, "keep": keep, "config": config, "data": data}
     return run_segments(folder, key, advance, state, rounds, **options)
 
 
@@ -92,6 +93,7 @@ def run_segments(
     minutes: float | None = None,
     keep: int = 2,
     config: dict[str, Any] | None = None,
+    data: Any = None,
 ) -> tuple[State, Any]:
     """Run rounds by calling `advance` once for each segment, and save what it returns.
 
@@ -112,13 +114,14 @@ def run_segments(
         segment by default.
       keep: how many states to keep, the last ones.
       config: what the run depends on, as JSON values; saved, and compared on resuming.
+      data: a pytree of arrays that the run depends on too; compared on resuming by a digest.
 
     Returns:
       The last state, and the records of all rounds as NumPy arrays.
 
     Raises:
-      InputError: for another key, starting state or config than the folder's, or a folder
-        without a usable checkpoint.
+      InputError: for another key, starting state, config or data than the folder's, a folder
+        without a usable checkpoint, or one that another process runs in.
       OSError: when saving fails, such as on a full disk; what was saved before is kept.
     """
     _validate.check_key(key)
@@ -131,35 +134,38 @@ def run_segments(
     # tracing it once refuses bad input before anything is written, and tells the records' shapes
     like = jax.eval_shape(lambda state: _store.untyped(advance(state, every)[1]), now)
 
-    store = _store.Store.open(Path(folder), _store.identity(key, state, settings), keep)
-    done = store.resume(rounds)
-    if done:
-        store.check_records(like)
-        now = _store.unpack(store.load(done, _store.pack((key, state))), (key, state))[1]
-    with stop_on_signals(f"saving the run in {store.folder} after this segment") as stopped:
-        unsaved: list[list[np.ndarray]] = []
-        saved, saved_at = done, time.monotonic()
-        while done < rounds:
-            count = min(every, rounds - done)
-            now, records = advance(now, count)
-            now = _store.unpack(_store.pack(now), state)
-            unsaved.append(_store.pack(records))
-            done += count
-            due = time.monotonic() - saved_at >= 60 * (minutes or 0)
-            # asked once: a signal that comes after this must not leave what is unsaved
-            number = stopped()
-            if due or done == rounds or number:
-                columns = [np.concatenate(parts) for parts in zip(*unsaved, strict=True)]
-                store.save(saved, done, columns, _store.pack((key, now)))
-                unsaved, saved, saved_at = [], done, time.monotonic()
-            if number and done < rounds:
-                print(
-                    f"stopped after round {done} of {rounds}, which is saved in {store.folder}. "
-                    "Run the same again to resume.",
-                    file=sys.stderr,
-                )
-                raise SystemExit(128 + number)
-    return now, store.load_records(rounds, like)
+    identity = _store.identity(key, state, settings, data)
+    store = _store.Store.open(Path(folder), identity, keep)
+    with exclusive(store.folder):
+        done = store.resume(rounds)
+        if done:
+            store.check_records(like)
+            now = _store.unpack(store.load(done, _store.pack((key, state))), (key, state))[1]
+        leaving = f"saving the run in {store.folder} after this segment"
+        with stop_on_signals(leaving) as stopped:
+            unsaved: list[list[np.ndarray]] = []
+            saved, saved_at = done, time.monotonic()
+            while done < rounds:
+                count = min(every, rounds - done)
+                now, records = advance(now, count)
+                now = _store.unpack(_store.pack(now), state)
+                unsaved.append(_store.pack(records))
+                done += count
+                due = time.monotonic() - saved_at >= 60 * (minutes or 0)
+                # asked once: a signal that comes after this must not leave what is unsaved
+                number = stopped()
+                if due or done == rounds or number:
+                    columns = [np.concatenate(parts) for parts in zip(*unsaved, strict=True)]
+                    store.save(saved, done, columns, _store.pack((key, now)))
+                    unsaved, saved, saved_at = [], done, time.monotonic()
+                if number and done < rounds:
+                    print(
+                        f"stopped after round {done} of {rounds}, which is saved in "
+                        f"{store.folder}. Run the same again to resume.",
+                        file=sys.stderr,
+                    )
+                    raise SystemExit(128 + number)
+        return now, store.load_records(rounds, like)
 
 
 def latest(folder: str | os.PathLike[str]) -> int | None:
@@ -203,6 +209,30 @@ def check_config(saved: dict[str, Any], config: dict[str, Any], where: str) -> N
       InputError: if they differ as JSON.
     """
     _validate.check_same_config(saved, _validate.check_json(config, "config"), where)
+
+
+@contextlib.contextmanager
+def exclusive(folder: str | os.PathLike[str]) -> Iterator[None]:
+    """Keep other processes out of a run's folder, by a lock that ends with the process.
+
+    Args:
+      folder: an existing one.
+
+    Raises:
+      InputError: if the folder is taken.
+    """
+    lock = filelock.FileLock(Path(folder) / _store.LOCK, timeout=0)
+    try:
+        lock.acquire()
+    except filelock.Timeout:
+        raise _validate.InputError(
+            f"expected a folder that no other process runs in; {folder} is in use. Wait for it, "
+            "or name another folder."
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextlib.contextmanager

@@ -47,6 +47,13 @@ def cohort() -> mx.data.ClientData:
     )
 
 
+def with_one_more(data: mx.data.ClientData) -> mx.data.ClientData:
+    """One number of one example changed."""
+    examples = dict(data.examples)
+    examples["y"] = examples["y"].at[0, 0].add(1)
+    return data._replace(examples=examples)
+
+
 def dither() -> optax.GradientTransformation:
     """An optimizer whose state is a typed key."""
 
@@ -72,7 +79,8 @@ def federation(**options: Any) -> mx.federation.Federation:
 def run(folder: Path, rounds: int = ROUNDS, fed: Any = None, **options: Any) -> Any:
     fed = federation() if fed is None else fed
     arguments = {"key": KEY, "state": fed.init(PARAMS), "config": CONFIG, "every": EVERY} | options
-    return mx.checkpoint.run(folder, federation=fed, data=cohort(), rounds=rounds, **arguments)
+    arguments = {"data": cohort()} | arguments
+    return mx.checkpoint.run(folder, federation=fed, rounds=rounds, **arguments)
 
 
 @functools.cache
@@ -294,6 +302,7 @@ REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
         {"state": federation().init({**PARAMS, "out": {"w": jnp.zeros(2)}})},
         "expected the starting state of the run",
     ),
+    "another cohort": ({"data": with_one_more(cohort())}, "expected the cohort of the run in"),
     "fewer rounds": ({"rounds": 3}, "at least the 5 rounds that the run in .* has done; got 3"),
     "no rounds a segment": ({"every": 0}, "expected every to be a whole number of at least 1"),
     "nothing kept": ({"keep": 0}, "expected keep to be a whole number of at least 1"),
@@ -326,11 +335,20 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
         run(tmp_path / "thesis.tex")
 
 
-def test_other_numbers_of_clients_do_not_join(copy: Path) -> None:
-    fed = federation()
-    padded = mx.data.pad(cohort(), 6)
-    with pytest.raises(mx.InputError, match=r"shaped like those of earlier.*\[\[4\].*\[\[6\]"):
-        mx.checkpoint.run(copy, KEY, fed, fed.init(PARAMS), padded, 7, every=EVERY, config=CONFIG)
+def test_records_of_another_federation_do_not_join(copy: Path) -> None:
+    optimizer = optax.chain(dither(), optax.sgd(1.0, momentum=0.5))
+    unattacked = mx.federation.fedavg(LOCAL, server_optimizer=optimizer)
+    with pytest.raises(mx.InputError, match="shaped like those of earlier rounds"):
+        run(copy, 7, unattacked)
+
+
+def test_a_folder_in_use_is_refused_and_left_as_it_is(copy: Path) -> None:
+    before = sorted(path for path in copy.rglob("*") if path.is_file())
+    refused = pytest.raises(mx.InputError, match=r"no other process runs in; .* is in use")
+    with mx.checkpoint.exclusive(copy), refused:
+        run(copy, 7)
+    assert [path for path in before if not path.exists()] == []
+    run(copy, 7)
 
 
 def counting(signals: list[int], at: int) -> Callable[[Any, int], Any]:

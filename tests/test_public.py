@@ -41,7 +41,7 @@ DEFINED = {
     "attacks.base": "Attack Prepare Probe Score",
     "attacks.membership": "scores unit_scores",
     "attacks.sim": "active circumcenter cosine directions passive scores unit_cosine",
-    "checkpoint": "check_config latest restore run run_segments stop_on_signals",
+    "checkpoint": "check_config exclusive latest restore run run_segments stop_on_signals",
     "client": "LocalResult LocalTraining LossFn local_training per_example_losses streamed",
     "cohort": "client_key default_chunk_size fold run zero_unless",
     "data": "Attribute ClientData Dataset Examples dirichlet iid pad pool preference_groups "

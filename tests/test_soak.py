@@ -1,4 +1,4 @@
-"""Two thousand rounds with dropouts and broken clients: nothing grows, nothing is compiled anew."""
+"""Two thousand rounds with dropouts, broken clients and checkpoints: nothing is left behind."""
 
 import gc
 import threading
@@ -28,7 +28,7 @@ def open_files() -> int:
 
 
 @pytest.mark.skipif(not PROCESS.exists(), reason="reads /proc")
-def test_two_thousand_rounds_leave_nothing_behind() -> None:
+def test_two_thousand_rounds_leave_nothing_behind(tmp_path: Path) -> None:
     traces = 0
 
     def loss_fn(params: Any, batch: Any, key: Any) -> jax.Array:
@@ -55,23 +55,27 @@ def test_two_thousand_rounds_leave_nothing_behind() -> None:
         ),
         attack=mx.attacks.sim.passive(mx.data.take(data, [0, 1])),
     )
-    state, key = federation.init(PARAMS), jax.random.key(0)
-    excluded = skipped = 0
-    memory, files, threads, warm_traces = [], 0, 0, 0
-    for segment in range(SEGMENTS):
-        state, records = mx.federation.run(key, federation, state, data, ROUNDS)
-        excluded += int(records.excluded.sum())
-        skipped += int((~records.stepped).sum())
-        assert np.isfinite(records.scores).all()
+    memory, files, threads, traces_then = [], [], [], []
+
+    def advance(state: Any, rounds: int) -> Any:
         gc.collect()
         memory.append(resident_bytes())
-        if segment == WARM_UP:
-            files, threads, warm_traces = open_files(), threading.active_count(), traces
+        files.append(open_files())
+        threads.append(threading.active_count())
+        traces_then.append(traces)
+        return mx.federation.run(key, federation, state, data, rounds)
+
+    key, start = jax.random.key(0), federation.init(PARAMS)
+    state, records = mx.checkpoint.run_segments(
+        tmp_path, key, advance, start, SEGMENTS * ROUNDS, every=ROUNDS
+    )
     assert int(state.round) == SEGMENTS * ROUNDS
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((state, records.scores)))
     # of 5,600 chosen clients a tenth breaks; fewer than two of four remain in some 15 % of rounds
-    assert 450 < excluded < 680
-    assert 100 < skipped < 500
-    assert traces == warm_traces
-    assert max(memory[WARM_UP:]) < 1.05 * memory[WARM_UP]
-    assert (open_files(), threading.active_count()) == (files, threads)
+    assert 450 < records.excluded.sum() < 680
+    assert 100 < (~records.stepped).sum() < 500
+    warm = slice(1 + WARM_UP, None)  # the first call is only traced
+    assert len(memory) == 1 + SEGMENTS
+    for counted in (files, threads, traces_then):
+        assert len(set(counted[warm])) == 1, counted
+    assert max(memory[warm]) < 1.05 * memory[1 + WARM_UP]

@@ -93,6 +93,7 @@ def check_same_run(saved: dict[str, Any], run: dict[str, Any], folder: Path) -> 
         ("key_kind", "the kind of key"),
         ("key", "the key"),
         ("start", "the starting state"),
+        ("data", "the cohort"),
     ):
         if saved[name] != run[name]:
             raise InputError(

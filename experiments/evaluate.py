@@ -131,30 +131,42 @@ def main(config: Config) -> None:
         first_split = training.split_people(dataset, 0, config.auxiliary, sweep=False)
     out = config.out or Path("results") / config.dataset
     out.mkdir(parents=True, exist_ok=True)
-    with mx.checkpoint.exclusive(out):
-        run_in(out, config, dataset, first_split, console, started)
-
-
-def run_in(
-    out: Path,
-    config: Config,
-    dataset: mx.data.Dataset,
-    first_split: training.Split,
-    console: rich.console.Console,
-    started: float,
-) -> None:
-    """Run what the folder lacks, then summarize all of it."""
     options = results.config_dict(config)
-    resume.open_folder(
-        out,
-        options,
-        resume=config.resume,
-        overwrite=config.overwrite,
-        figures=figures.FIGURES,
+    jobs = plan(config)
+    with mx.checkpoint.exclusive(out):
+        resume.open_folder(
+            out,
+            options,
+            resume=config.resume,
+            overwrite=config.overwrite,
+            figures=figures.FIGURES,
+        )
+        rows = train_all(config, dataset, jobs, out, console)
+        with console.status("drawing figures"):
+            drawn = figures.draw_all(rows, out)
+        seconds = time.perf_counter() - started
+        shutil.rmtree(out / resume.CHECKPOINTS, ignore_errors=True)
+        units = training.units(setting_of(config, dataset, jobs[0]), first_split)
+        counts = mx.units.parameter_counts(units)
+        summary = results.summarize(rows, options, counts, seconds)
+        results.write_json(out / resume.SUMMARY, summary)
+    console.print(table(summary))
+    console.print(
+        f"{len(rows):,} records, a summary and {len(drawn)} figures in {out}/ "
+        f"({seconds:.0f} s on {summary['environment']['device']})"
     )
 
+
+def train_all(
+    config: Config,
+    dataset: mx.data.Dataset,
+    jobs: list[Job],
+    out: Path,
+    console: rich.console.Console,
+) -> results.Rows:
+    """All rows, of the trajectories that the folder has and of those it lacks."""
     mesh = mx.sharding.clients_mesh()
-    jobs = plan(config)
+    assert config.auxiliary is not None
     rounds_file = out / resume.ROUNDS
     rows, finished = resume.finished(
         rounds_file,
@@ -197,20 +209,7 @@ def run_in(
                     )
                     raise
         progress.update(task, description="done")
-
-    with console.status("drawing figures"):
-        drawn = figures.draw_all(rows, out)
-    seconds = time.perf_counter() - started
-    shutil.rmtree(out / resume.CHECKPOINTS, ignore_errors=True)
-    units = training.units(setting_of(config, dataset, jobs[0]), first_split)
-    counts = mx.units.parameter_counts(units)
-    summary = results.summarize(rows, options, counts, seconds)
-    results.write_json(out / "summary.json", summary)
-    console.print(table(summary))
-    console.print(
-        f"{len(rows):,} records, a summary and {len(drawn)} figures in {out}/ "
-        f"({seconds:.0f} s on {summary['environment']['device']})"
-    )
+    return rows
 
 
 def with_defaults(config: Config) -> Config:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import mixjax as mx
-from experiments import results, resume
+from experiments import evaluate, results, resume
 from experiments.metrics import Case
 
 CASES = [Case("none", "passive"), Case("noisy", "passive", sigma=0.1)]
@@ -104,6 +104,12 @@ def test_resuming_nothing_starts_afresh(tmp_path: Path) -> None:
         "rounds": ROUNDS,
         "noise": [0.1],
     }
+
+
+def test_two_evaluations_do_not_share_a_folder(tmp_path: Path) -> None:
+    refused = pytest.raises(mx.InputError, match="is in use")
+    with mx.checkpoint.exclusive(tmp_path), refused:
+        evaluate.main(evaluate.Config(out=tmp_path))
 
 
 def test_a_stopped_evaluation_ends_like_one_that_was_not(tmp_path: Path) -> None:

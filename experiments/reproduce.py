@@ -24,7 +24,7 @@ CONFIGS = Path(__file__).parent / "configs"
 PLANTED = {
     "motionsense": lambda folder: planted.motionsense(folder),
     "mobiact": lambda folder: planted.mobiact(folder, samples=(1600, 1200), trials=1),
-    "lfw": lambda folder: planted.lfw(folder, people=120, images_each=6),
+    "lfw": lambda folder: planted.lfw(folder, people=200, images_each=6),
 }
 
 

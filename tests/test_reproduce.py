@@ -5,9 +5,10 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from experiments import planted, report, reproduce
+from experiments import planted, report, reproduce, tasks
 
 FILES = sorted(reproduce.CONFIGS.glob("*.toml"))
 TOY = {
@@ -63,6 +64,15 @@ def test_every_configuration_runs_and_has_its_section(
     for line in text.splitlines():
         if "](results/" in line:
             assert (page.parent / line.split("](")[1].rstrip(")")).is_file()
+
+
+def test_the_planted_faces_suffice_for_their_configuration(tmp_path: Path) -> None:
+    setting = tomllib.loads((reproduce.CONFIGS / "lfw.toml").read_text())
+    task, clients = tasks.TASKS["lfw"], setting["participants"]
+    folder = reproduce.PLANTED["lfw"](tmp_path)
+    data = task.load(folder, clients + task.auxiliary, setting["per_client"])
+    np.testing.assert_array_equal(data.train.counts, setting["per_client"])
+    assert len(data.train.counts) == clients + task.auxiliary
 
 
 def entry_of(mean: float, width: float = 0.01) -> dict[str, float]:

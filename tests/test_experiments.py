@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from experiments import cli, evaluate
+
 INTERVAL = {"mean", "low", "high", "n"}
 FIGURES = {
     "utility",
@@ -20,7 +22,7 @@ FIGURES = {
 }
 
 
-def evaluate(*options: str) -> subprocess.CompletedProcess[str]:
+def run(*options: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "experiments.evaluate", *options]
     root = Path(__file__).parents[1]
     return subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
@@ -31,7 +33,7 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     out = tmp_path_factory.mktemp("toy")
     options = ["--defences", "none", "shuffle", "mixnn_proxy", "--attacks", "passive"]
     options += ["--rounds", "2", "--seeds", "2", "--auxiliary", "2", "--out", str(out)]
-    done = evaluate(*options)
+    done = run(*options)
     assert done.returncode == 0, done.stderr
     return out, done.stdout
 
@@ -79,8 +81,16 @@ def test_it_draws_its_figures_and_prints_a_table(toy: tuple[Path, str]) -> None:
         (("--noise", "-1"), "greater than 0 for --noise"),
     ],
 )
-def test_bad_options_are_refused_in_a_sentence(options: tuple[str, ...], message: str) -> None:
-    done = evaluate(*options)
-    assert done.returncode == 2
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
+def test_bad_options_are_refused_in_a_sentence(
+    options: tuple[str, ...],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["evaluate", *options])
+    with pytest.raises(SystemExit) as left:
+        cli.command(evaluate.main, evaluate.Config, "experiments.evaluate", devices=False)
+    assert left.value.code == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert "Traceback" not in said

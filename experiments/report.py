@@ -67,10 +67,11 @@ INTRODUCTION = """# Results
 Written by `python -m experiments.reproduce` from `experiments/configs`. Percent, mean over seeds
 and 95 % bootstrap interval over seeds (over two seeds no more than their spread); every seed has
 other people as participants. *Attribution*: is the guess for a slot the attribute of the
-participant of that slot? For mixings it is the mean over 200 draws. *Set level*: how well the guesses' histogram matches the cohort's, which no
-permutation of whole updates lowers. *Best layer*: the attribute of a layer's owner, guessed from
-that layer alone. ε is of all rounds together, for one client's clipped and noisy updates; mixing
-without noise has no differential privacy."""
+participant of that slot? For mixings it is the mean over 200 draws. *Set level*: how well the
+guesses' histogram matches the cohort's, which no permutation of whole updates lowers. *Best
+layer*: the attribute of a layer's owner, guessed from that layer alone. ε is of all rounds
+together, for one client's clipped and noisy updates; mixing without noise has no differential
+privacy."""
 
 
 def claims(finished: list[tuple[Entry, dict[str, Any]]]) -> str:

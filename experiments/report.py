@@ -87,12 +87,13 @@ def claims(finished: list[tuple[Entry, dict[str, Any]]]) -> str:
         if plain is None or mixed is None:
             continue
         chance = 100 * summary["chance"]
+        data = f"{entry.name}, {plain['accuracy']['n']} seeds"
         if "accuracy_minus_none" in mixed:
             gap = mixed["accuracy_minus_none"]
             rows.append(
                 (
                     "Mixing keeps the utility of classic federated learning",
-                    entry.name,
+                    data,
                     f"MixNN minus plain FL, trained through mixed tensors: {percent(gap)} points",
                     max(abs(gap["low"]), abs(gap["high"])) * 100 <= SAME,
                 )
@@ -104,7 +105,7 @@ def claims(finished: list[tuple[Entry, dict[str, Any]]]) -> str:
                 rows.append(
                     (
                         f"∇Sim infers the attribute, {attack}",
-                        entry.name,
+                        data,
                         f"plain FL, accumulated: {percent(accumulated)}, chance {chance:.0f}",
                         accumulated["low"] * 100 > chance,
                     )
@@ -115,17 +116,17 @@ def claims(finished: list[tuple[Entry, dict[str, Any]]]) -> str:
                 rows.append(
                     (
                         f"MixNN significantly limits the inference, {attack}",
-                        entry.name,
+                        data,
                         f"MixNN, accumulated: {percent(accumulated)}, plain FL "
                         f"{percent(seen['attribution_accumulated'])}",
                         accumulated["high"] < seen["attribution_accumulated"]["low"],
                     )
                 )
-        rows += noise_claims(entry, cases, mixed, plain)
+        rows += noise_claims(data, cases, mixed, plain)
     rows.sort(key=lambda row: row[0])
     lines[-1] += "".join(
-        f"\n| {claim} | {data} | {measured} | {'yes' if holds else '**no**'} |"
-        for claim, data, measured, holds in rows
+        f"\n| {claim} | {where} | {measured} | {'yes' if holds else '**no**'} |"
+        for claim, where, measured, holds in rows
     )
     lines.append(CAVEAT)
     return "\n\n".join(lines)
@@ -137,7 +138,7 @@ adds is that no forwarded update is one person's."""
 
 
 def noise_claims(
-    entry: Entry, cases: dict[Case, dict[str, Any]], mixed: dict[str, Any], plain: dict[str, Any]
+    data: str, cases: dict[Case, dict[str, Any]], mixed: dict[str, Any], plain: dict[str, Any]
 ) -> list[tuple[str, str, str, bool]]:
     """MixNN against every noise: lower attack, and no lower utility."""
     rows = []
@@ -148,7 +149,7 @@ def noise_claims(
         rows.append(
             (
                 "MixNN limits the inference more than noise does, at no lower utility",
-                f"{entry.name}, σ = {case.sigma:g}",
+                f"{data}, σ = {case.sigma:g}",
                 f"attack {percent(mixed['attribution_accumulated'])} against {percent(attack)}, "
                 f"utility {percent(mixed['accuracy'])} against {percent(utility)}",
                 mixed["attribution_accumulated"]["high"] < attack["low"]
@@ -158,7 +159,7 @@ def noise_claims(
         rows.append(
             (
                 "Noise damages utility",
-                f"{entry.name}, σ = {case.sigma:g}",
+                f"{data}, σ = {case.sigma:g}",
                 f"{percent(utility)} against {percent(plain['accuracy'])} of plain FL",
                 utility["high"] < plain["accuracy"]["low"],
             )

@@ -115,7 +115,9 @@ def run(setting: dict[str, Any], folder: Path | None, out: Path, synthetic: bool
             command += ["--data-dir", str(folder)]
         done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
     if done.returncode:
-        return (done.stderr.strip().splitlines() or ["no message"])[-1].removeprefix("error: ")
+        # a refusal may have several lines; of a traceback the last tells most
+        before, refused, message = done.stderr.rpartition("error: ")
+        return " ".join(message.split()) if refused else (before.splitlines() or ["no message"])[-1]
     return None
 
 

@@ -3,7 +3,7 @@ PYTHON := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
 OLDEST := .venv-oldest
-CORE := $(addprefix tests/test_,units.py mixing.py aggregation.py sim.py federation.py)
+CORE := $(addprefix tests/test_,units.py mixing.py aggregation.py sim.py)
 
 .PHONY: demo test lint types format deps oldest oldest-core clean
 

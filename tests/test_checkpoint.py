@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -364,6 +364,15 @@ def counting(signals: list[int], at: int) -> Callable[[Any, int], Any]:
     return advance
 
 
+@pytest.fixture
+def heard() -> Iterator[None]:
+    """SIGINT is heard here and in children, also where a shell's background job ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heard")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_leaves(
     number: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -399,6 +408,7 @@ def eager(advance: Callable[[Any, int], Any]) -> Callable[[Any, int], Any]:
     return either
 
 
+@pytest.mark.usefixtures("heard")
 def test_a_second_interrupt_leaves_at_once() -> None:
     program = """
 import hashlib, sys

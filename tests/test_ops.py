@@ -41,7 +41,7 @@ CASES = [
 WINOGRAD_CASES = [
     ((8, 6), "SAME"),
     ((7, 9), "SAME"),
-    ((3, 3), "VALID"),
+    ((5, 5), "VALID"),
     ((6, 5), [(2, 0), (0, 3)]),
     ((9, 4), [(-1, 1), (1, 1)]),
 ]
@@ -54,8 +54,18 @@ def test_many_channels_go_by_winograd_and_equal_lax(spatial: Any, padding: Any) 
     def ours(inputs: Any, kernel: Any) -> Any:
         return mx.ops.conv_general_dilated(inputs, kernel, (1, 1), padding, dimension_numbers=TWO)
 
-    assert str(jax.make_jaxpr(ours)(inputs, kernel)).count("dot_general") == 16
+    assert "f32[36,16,20]" in str(jax.make_jaxpr(ours)(inputs, kernel))
     check_against_lax(inputs, kernel, (1, 1), padding, (1, 1))
+
+
+def test_winograd_is_left_where_most_of_its_tiles_would_be_dropped() -> None:
+    inputs, kernel = arrays((4, 4), (3, 3), channels=16, features=16)
+
+    def ours(inputs: Any, kernel: Any) -> Any:
+        return mx.ops.conv_general_dilated(inputs, kernel, (1, 1), "VALID", dimension_numbers=TWO)
+
+    assert "f32[36," not in str(jax.make_jaxpr(ours)(inputs, kernel))
+    check_against_lax(inputs, kernel, (1, 1), "VALID", (1, 1))
 
 
 def test_winograd_differentiates_forwards_and_twice() -> None:
@@ -110,9 +120,10 @@ def check_against_lax(inputs: Any, kernel: Any, strides: Any, padding: Any, dila
 
     (_, own), own_gradients = gradients(mx.ops.conv_general_dilated)
     _, expected_gradients = gradients(lax.conv_general_dilated)
-    np.testing.assert_allclose(own, reference, rtol=1e-5, atol=1e-5)
-    for one, other in zip(own_gradients, expected_gradients, strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-4, atol=2e-5)
+    for one, other in zip((own, *own_gradients), (reference, *expected_gradients), strict=True):
+        # sums of many terms round in proportion to their spread, not to what they come to
+        atol = 1e-5 * max(1.0, float(jnp.std(other)))
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=atol)
 
 
 def test_a_tiny_convolution_equals_loops() -> None:

@@ -59,7 +59,8 @@ def measure(workload: str, clients: int, rounds: int, attacked: bool) -> dict[st
 
     state = workloads.federation(workload, pool, attacked=False, mesh=mesh).init(params)
     started = time.perf_counter()
-    step = jax.jit(round_fn).lower(pool, key, state, data).compile()
+    lowered = jax.jit(round_fn).lower(pool, key, state, data)
+    step = lowered.compile(compiler_options=workloads.COMPILER_OPTIONS[workload])
     compile_s = time.perf_counter() - started
     seconds, first_round_s = [], 0.0
     for index in range(rounds):

@@ -24,7 +24,10 @@ LEARNING_RATE = 0.05
 ATTRIBUTES = 2
 # the cnn's many small kernels compile in half the time by XLA's older emitters and run as fast;
 # the mlp's run at three quarters of the speed
-COMPILER_OPTIONS = {"cnn": {"xla_cpu_use_fusion_emitters": False}, "mlp": {}}
+COMPILER_OPTIONS: dict[str, dict[str, bool | str]] = {
+    "cnn": {"xla_cpu_use_fusion_emitters": False},
+    "mlp": {},
+}
 
 
 def model(workload: str) -> nn.Module:

@@ -3,14 +3,13 @@ PYTHON := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
 OLDEST := .venv-oldest
-CORE := $(addprefix tests/test_,units.py mixing.py aggregation.py sim.py)
 
-.PHONY: demo test lint types format deps oldest oldest-core clean
+.PHONY: demo test lint types format deps oldest clean
 
 demo: $(STAMP)
 	$(PYTHON) -m experiments.evaluate --dataset watch --overwrite
 
-test: lint types
+test: lint types deps
 	$(PYTHON) -m pytest -n 2
 
 lint: $(STAMP)
@@ -32,10 +31,6 @@ deps: $(STAMP)
 oldest: $(OLDEST)/.installed
 	$(OLDEST)/bin/python -m pytest -n 2 tests mixjax --ignore mixjax/datasets \
 		$(addprefix --ignore tests/test_,experiments.py reproduce.py resume.py watch.py)
-
-# the same for the core alone, which CI has time for
-oldest-core: $(OLDEST)/.installed
-	$(OLDEST)/bin/python -m pytest -n 2 $(CORE)
 
 $(OLDEST)/.installed: pyproject.toml constraints-oldest.txt
 	python3.11 -m venv $(OLDEST)

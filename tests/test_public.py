@@ -54,9 +54,12 @@ DEFINED = {
     "datasets.motionsense": "Person Trial find_trials motionsense read_people read_recording",
     "datasets.watch": "watch",
     "defences": "Defence Perturb clipped combine mixnn noisy_gradient none shuffle top_k",
-    "evaluation": "Interval attribution attribution_over_draws auc balanced_accuracy bootstrap "
-    "chance guesses membership_auc neighbours permuted_attribution relink_rank set_level "
-    "true_positive_rate unit_distances unit_level wilson",
+    "evaluation": "",
+    "evaluation.accuracies": "attribution attribution_over_draws balanced_accuracy chance guesses "
+    "permuted_attribution set_level unit_level",
+    "evaluation.intervals": "Interval bootstrap wilson",
+    "evaluation.linkage": "neighbours relink_rank unit_distances",
+    "evaluation.ranking": "auc membership_auc true_positive_rate",
     "federation": "BrokenUpdateError Federation FederationState Init Record Step Truth fedavg run",
     "mixing": "Mix apply apply_in_place compose full_round keep least_clients mix proxy shuffle "
     "stream",

@@ -1,0 +1,51 @@
+"""How often an attack is right, and how sure we are: NumPy and SciPy, on the host.
+
+This module alone joins scores with true attributes and origins. Three accuracies answer three
+questions; each stands next to the chance level, which is the share of the commonest value:
+
+* attribution: is the guess for slot s the attribute of participant s? Any uniform permutation,
+  even of whole updates, brings it to `permuted_attribution`.
+* set level: does the multiset of guesses match the cohort's histogram? No permutation changes it.
+* unit level: is the attribute of the *owner of a unit instance* guessed right from that unit
+  alone? No permutation changes it.
+
+An accuracy is NaN where nothing is active, the AUC also where all have one attribute value.
+"""
+
+from mixjax.evaluation.accuracies import attribution as attribution
+from mixjax.evaluation.accuracies import attribution_over_draws as attribution_over_draws
+from mixjax.evaluation.accuracies import balanced_accuracy as balanced_accuracy
+from mixjax.evaluation.accuracies import chance as chance
+from mixjax.evaluation.accuracies import guesses as guesses
+from mixjax.evaluation.accuracies import permuted_attribution as permuted_attribution
+from mixjax.evaluation.accuracies import set_level as set_level
+from mixjax.evaluation.accuracies import unit_level as unit_level
+from mixjax.evaluation.intervals import Interval as Interval
+from mixjax.evaluation.intervals import bootstrap as bootstrap
+from mixjax.evaluation.intervals import wilson as wilson
+from mixjax.evaluation.linkage import neighbours as neighbours
+from mixjax.evaluation.linkage import relink_rank as relink_rank
+from mixjax.evaluation.linkage import unit_distances as unit_distances
+from mixjax.evaluation.ranking import auc as auc
+from mixjax.evaluation.ranking import membership_auc as membership_auc
+from mixjax.evaluation.ranking import true_positive_rate as true_positive_rate
+
+__all__ = [
+    "Interval",
+    "attribution",
+    "attribution_over_draws",
+    "auc",
+    "balanced_accuracy",
+    "bootstrap",
+    "chance",
+    "guesses",
+    "membership_auc",
+    "neighbours",
+    "permuted_attribution",
+    "relink_rank",
+    "set_level",
+    "true_positive_rate",
+    "unit_distances",
+    "unit_level",
+    "wilson",
+]

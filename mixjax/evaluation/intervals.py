@@ -1,0 +1,55 @@
+"""How sure a mean over runs, or one run's proportion, is."""
+
+from typing import NamedTuple
+
+import numpy as np
+import scipy.stats
+
+from mixjax import _validate
+from mixjax.evaluation._arrays import Values
+
+
+class Interval(NamedTuple):
+    """A mean over `n` runs with its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+
+def wilson(successes: int, trials: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Wilson's interval of one run's proportion (Wilson 1927, by SciPy).
+
+    >>> [round(bound, 3) for bound in wilson(14, 20)]
+    [0.481, 0.855]
+    """
+    _validate.check_fraction(confidence, "confidence", 1.0)
+    counts = all(isinstance(value, (int, np.integer)) for value in (successes, trials))
+    if not counts or not 0 < trials <= _validate.INT_MAX or not 0 <= successes <= trials:
+        raise _validate.InputError(
+            f"expected 0 <= successes <= trials and a trial; got {successes} of {trials}."
+        )
+    interval = scipy.stats.binomtest(successes, trials).proportion_ci(confidence, "wilson")
+    return float(interval.low), float(interval.high)
+
+
+def bootstrap(values: Values, *, resamples: int = 2000, seed: int = 0) -> Interval:
+    """Mean over runs with the 95 % percentile bootstrap interval of Efron 1979.
+
+    A NaN among the values makes all of it NaN.
+
+    >>> bootstrap([0.5, 0.5, 0.5])
+    Interval(mean=0.5, low=0.5, high=0.5, n=3)
+    """
+    _validate.check_positive(resamples, "resamples", integer=True)
+    _validate.check_seed(seed)
+    values = _validate.host_array(values, "values").astype(np.float64)
+    if values.ndim != 1 or not values.size or np.isinf(values).any():
+        raise _validate.InputError(
+            f"expected one finite value for each run; got an array of shape {values.shape}."
+        )
+    rng = np.random.default_rng(seed)
+    means = rng.choice(values, (resamples, values.size)).mean(axis=1)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return Interval(float(values.mean()), float(low), float(high), int(values.size))

@@ -1,21 +1,49 @@
-"""Ten thousand mixing draws of ∇Sim's attribution, from statistics alone."""
+"""What attacking costs: ten thousand mixing draws of ∇Sim, and rounds with MixNN and ∇Sim.
+
+The server's own reference training is that of one more client for each attribute value. Its
+share of a round is taken off the ratio: it is no cost of mixing or of the statistics.
+"""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 import mixjax as mx
-from benchmarks import timing
+from benchmarks import timing, workloads
 
 DRAWS = 10_000
 UNITS, ATTRIBUTES = 3, 2
 
 
+def rounds(workload: str, clients: int, repeats: int) -> dict[str, Any]:
+    """Rounds with and without MixNN and passive ∇Sim, taking turns."""
+    both = {
+        name: workloads.compiled_round(workload, clients, attacked=name == "attacked")
+        for name in ("plain", "attacked")
+    }
+    seconds = timing.alternate(
+        {name: functools.partial(one.play, one.state) for name, one in both.items()}, repeats
+    )
+    ratio = seconds["attacked"] / seconds["plain"] - workloads.ATTRIBUTES / clients
+    print(
+        f"{workload}, C={clients:,}: a round with MixNN and ∇Sim takes {ratio:.2f} of a plain one"
+    )
+    return {"workload": workload, "clients": clients, "ratio": ratio} | seconds
+
+
 def main() -> None:
-    """Print and save a line for each number of clients."""
-    records = []
+    """Print and save a line for each measurement."""
+    timing.keep_freed_memory()
+    mx.sharding.use_host_devices()
+    records: list[dict[str, Any]] = [
+        rounds("cnn", 20, 15),
+        rounds("cnn", 100, 7),
+        rounds("mlp", 1000, 30),
+        rounds("mlp", 10_000, 7),
+    ]
     for clients in (20, 100, 1000):
         keys = jax.random.split(jax.random.key(0), 3)
         statistics = mx.observation.Statistics(

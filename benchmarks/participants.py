@@ -46,26 +46,11 @@ def measure(workload: str, clients: int, rounds: int, attacked: bool) -> dict[st
 
     timing.keep_freed_memory()
     mx.sharding.use_host_devices()
-    mesh = mx.sharding.clients_mesh()
-    if clients % mesh.size:
-        mesh = mx.sharding.clients_mesh(1)
-    data, pool = workloads.cohort(workload, clients)
-    pool = jax.device_put(pool, jax.NamedSharding(mesh, jax.P()))
-    key, params = jax.random.key(0), workloads.initial(workload)
-
-    def round_fn(pool: Any, key: Any, state: Any, data: Any) -> Any:
-        federation = workloads.federation(workload, pool, attacked=attacked, mesh=mesh)
-        return federation.step(key, state, data)
-
-    state = workloads.federation(workload, pool, attacked=False, mesh=mesh).init(params)
-    started = time.perf_counter()
-    lowered = jax.jit(round_fn).lower(pool, key, state, data)
-    step = lowered.compile(compiler_options=workloads.COMPILER_OPTIONS[workload])
-    compile_s = time.perf_counter() - started
+    play, state, compile_s, mesh = workloads.compiled_round(workload, clients, attacked=attacked)
     seconds, first_round_s = [], 0.0
     for index in range(rounds):
         started = time.perf_counter()
-        state, _ = jax.block_until_ready(step(pool, key, state, data))
+        state = jax.block_until_ready(play(state))
         seconds.append(time.perf_counter() - started)
         if index == 0:
             first_round_s = seconds_since_process_start()

@@ -39,7 +39,7 @@ def conv_general_dilated(
 
     On CPU a convolution over channels-last inputs is the patches of the input times the kernel
     as a matrix, or, for 3x3 kernels of stride 1 over many channels, Winograd's products of tiles,
-    whose rounding stays within 1e-5 of the values' standard deviation in float32.
+    whose rounding in float32 comes to some 1e-5 of the values' standard deviation.
     Elsewhere, and for grouped or transposed convolutions and other layouts, it is XLA's own. For
     flax: `nn.Conv(conv_general_dilated=mixjax.ops.conv_general_dilated)`.
     """

@@ -49,6 +49,10 @@ class Case(NamedTuple):
             return mx.mixing.proxy(self.list_size)
         return None
 
+    def mixing_alone(self) -> "Case":
+        """The case without what its mixing does not depend on: one program serves all alike."""
+        return self._replace(attack="", sigma=None)
+
 
 def mix_record(key: jax.Array, record: mx.federation.Record, case: Case) -> mx.federation.Record:
     """The record of the same trajectory behind the case's proxy: fresh origins each round."""
@@ -56,7 +60,9 @@ def mix_record(key: jax.Array, record: mx.federation.Record, case: Case) -> mx.f
         return record
     own = record.truth.statistics
     assert own is not None
-    seen, origins = jax.device_get(_mix_rounds(key, record.observation.active, own, case))
+    seen, origins = jax.device_get(
+        _mix_rounds(key, record.observation.active, own, case.mixing_alone())
+    )
     # the updates that the record may keep are the unmixed ones
     return record._replace(
         observation=record.observation._replace(statistics=seen, updates=None),
@@ -142,7 +148,9 @@ def rows(
             dots=own.dots[..., -values:],
             direction_squared_norms=own.direction_squared_norms[..., -values:],
         )
-        drawn = _attribution_over_draws(key, record.observation.active, own, truth, case)
+        drawn = _attribution_over_draws(
+            key, record.observation.active, own, truth, case.mixing_alone()
+        )
         table["attribution"], table["attribution_accumulated"] = jax.device_get(drawn)
     chance = float(mx.evaluation.chance(truth))
     result = []

@@ -126,7 +126,9 @@ def one_seed(
     present = np.concatenate([members[1], others[1]], axis=1)
     is_member = np.concatenate([members[1], np.zeros_like(others[1])], axis=1)
     train_key, look_key = jax.random.split(jax.random.key(seed))
-    params = _trained(setting, mesh, train_key, train)
+    init_key, run_key = jax.random.split(train_key)
+    start = training.initial(setting, init_key, train)
+    params = _trained(setting, mesh, run_key, start, train)
     values = {}
     for name, defence in chosen.items():
         scores = np.asarray(_look(setting, mesh, defence, look_key, params, train, both))
@@ -147,12 +149,15 @@ def candidates(data: mx.data.ClientData, records: int) -> tuple[Any, np.ndarray]
 
 @functools.partial(jax.jit, static_argnames=("setting", "mesh"))
 def _trained(
-    setting: training.Setting, mesh: jax.sharding.Mesh, key: jax.Array, train: mx.data.ClientData
+    setting: training.Setting,
+    mesh: jax.sharding.Mesh,
+    key: jax.Array,
+    start: Any,
+    train: mx.data.ClientData,
 ) -> Any:
     federation = mx.federation.fedavg(training.local_training(setting), mesh=mesh)
-    init_key, run_key = jax.random.split(key)
-    state = federation.init(training.initial(setting, init_key, train))
-    return mx.federation.run(run_key, federation, state, train, setting.rounds)[0].params
+    state = federation.init(start)
+    return mx.federation.run(key, federation, state, train, setting.rounds)[0].params
 
 
 @functools.partial(jax.jit, static_argnames=("setting", "mesh", "defence"))

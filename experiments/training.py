@@ -155,22 +155,22 @@ def trajectory(
       `[rounds, clients]`; rows past the participants are padding.
     """
     train, test = (mx.data.pad(part, mesh.size) for part in (split.train, split.test))
-    data = (key, train, test, split.auxiliary, jnp.float32(sigma))
+    init_key, run_key = jax.random.split(key)
+    params = initial(setting, init_key, split.train)
+    data = (run_key, train, test, split.auxiliary, jnp.float32(sigma))
+    start = mx.federation.fedavg(local_training(setting)).init(params)
     if not every or folder is None:
-        return jax.device_get(_train(setting, mesh, *data)[1])
+        return jax.device_get(_train(setting, mesh, *data, start)[1])
 
     def advance(state: Any, rounds: int) -> tuple[Any, Any]:
         return _train(setting._replace(rounds=rounds), mesh, *data, state)
 
-    start, _ = advance(None, 0)
     return mx.checkpoint.run_segments(folder, key, advance, start, setting.rounds, every=every)[1]
 
 
 def units(setting: Setting, split: Split) -> mx.units.Units:
     """The layers of the setting's model."""
-    return mx.units.partition(
-        jax.eval_shape(lambda: initial(setting, jax.random.key(0), split.train))
-    )
+    return mx.units.partition(initial(setting, jax.random.key(0), split.train))
 
 
 def loss_of(model: nn.Module) -> mx.client.LossFn:
@@ -197,7 +197,15 @@ def local_training(setting: Setting) -> mx.client.LocalTraining:
 def initial(setting: Setting, key: jax.Array, train: mx.data.ClientData) -> Any:
     """The first model."""
     example = jax.tree.map(lambda leaf: leaf[0, :1], train.examples)
-    return setting.model.init(key, example.inputs)["params"]
+    return _initial(setting.model, key, example.inputs)
+
+
+# in a program of its own, once for all settings; optimizing what takes milliseconds costs seconds
+@functools.partial(
+    jax.jit, static_argnames="model", compiler_options={"xla_backend_optimization_level": 0}
+)
+def _initial(model: nn.Module, key: jax.Array, inputs: jax.Array) -> Any:
+    return model.init(key, inputs)["params"]
 
 
 @functools.partial(jax.jit, static_argnames=("setting", "mesh"))
@@ -209,10 +217,9 @@ def _train(
     test: mx.data.ClientData,
     auxiliary: mx.data.ClientData,
     sigma: jax.Array,
-    state: mx.federation.FederationState | None = None,
-) -> tuple[mx.federation.FederationState, mx.federation.Record | None]:
+    state: mx.federation.FederationState,
+) -> tuple[mx.federation.FederationState, mx.federation.Record]:
     model = setting.model
-    init_key, run_key = jax.random.split(key)
 
     def test_accuracy(params: Any) -> jax.Array:
         def one(params: Any, client: mx.data.ClientData) -> tuple[tuple[()], jax.Array]:
@@ -242,11 +249,7 @@ def _train(
         keep_updates=setting.keep_updates,
         mesh=mesh,
     )
-    if state is None:
-        state = federation.init(initial(setting, init_key, train))
-    if not setting.rounds:
-        return state, None
-    return mx.federation.run(run_key, federation, state, train, setting.rounds)
+    return mx.federation.run(key, federation, state, train, setting.rounds)
 
 
 def _materialized_mean(updates: Any, active: jax.Array) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from experiments import cli, evaluate
+from experiments import cli, evaluate, membership
 
 INTERVAL = {"mean", "low", "high", "n"}
 FIGURES = {
@@ -94,3 +94,15 @@ def test_bad_options_are_refused_in_a_sentence(
     said = capsys.readouterr().err
     assert message in said
     assert "Traceback" not in said
+
+
+def test_membership_is_judged_behind_each_defence(tmp_path: Path) -> None:
+    config = membership.Config(rounds=1, seeds=1, records=4, kept=(), noise=(), out=tmp_path)
+    membership.main(config)
+    results = json.loads((tmp_path / "membership.json").read_text())["results"]
+    assert set(results) == {"plain FL", "MixNN"}
+    for measures in results.values():
+        assert set(measures) == {"auc", "true_positive_rate"}
+        for interval in measures.values():
+            assert set(interval) == INTERVAL
+            assert 0 <= interval["low"] <= interval["mean"] <= interval["high"] <= 1

@@ -13,9 +13,10 @@ import numpy as np
 
 import mixjax as mx
 from benchmarks import timing, workloads
+from benchmarks.workloads import ATTRIBUTES
 
 DRAWS = 10_000
-UNITS, ATTRIBUTES = 3, 2
+UNITS = 3
 
 
 def rounds(workload: str, clients: int, repeats: int) -> dict[str, Any]:
@@ -27,7 +28,7 @@ def rounds(workload: str, clients: int, repeats: int) -> dict[str, Any]:
     seconds = timing.alternate(
         {name: functools.partial(one.play, one.state) for name, one in both.items()}, repeats
     )
-    ratio = seconds["attacked"] / seconds["plain"] - workloads.ATTRIBUTES / clients
+    ratio = seconds["attacked"] / seconds["plain"] - ATTRIBUTES / clients
     print(
         f"{workload}, C={clients:,}: a round with MixNN and ∇Sim takes {ratio:.2f} of a plain one"
     )

@@ -71,10 +71,7 @@ def loss_fn(workload: str) -> mx.client.LossFn:
 def initial(workload: str) -> Any:
     """The first model."""
     example = jnp.zeros((1, *SHAPE[workload]))
-    # a program that runs once: optimizing it costs seconds and saves none
-    once = {"xla_backend_optimization_level": 0}
-    init = jax.jit(model(workload).init, compiler_options=once)
-    return init(jax.random.key(0), example)["params"]
+    return training.first_model(model(workload), jax.random.key(0), example)
 
 
 def federation(

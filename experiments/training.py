@@ -197,14 +197,15 @@ def local_training(setting: Setting) -> mx.client.LocalTraining:
 def initial(setting: Setting, key: jax.Array, train: mx.data.ClientData) -> Any:
     """The first model."""
     example = jax.tree.map(lambda leaf: leaf[0, :1], train.examples)
-    return _initial(setting.model, key, example.inputs)
+    return first_model(setting.model, key, example.inputs)
 
 
-# in a program of its own, once for all settings; optimizing what takes milliseconds costs seconds
+# optimizing a program that runs for milliseconds costs seconds
 @functools.partial(
     jax.jit, static_argnames="model", compiler_options={"xla_backend_optimization_level": 0}
 )
-def _initial(model: nn.Module, key: jax.Array, inputs: jax.Array) -> Any:
+def first_model(model: nn.Module, key: jax.Array, inputs: jax.Array) -> Any:
+    """A network's first parameters, by a program of their own: not to be called under `jit`."""
     return model.init(key, inputs)["params"]
 
 

@@ -25,13 +25,13 @@ def aligned(
     if not truth.shape[-1]:
         raise _validate.InputError("expected at least one client to evaluate; got none.")
     try:
-        aligned = np.broadcast_arrays(guesses, truth, active)
+        arrays = np.broadcast_arrays(guesses, truth, active)
     except ValueError:
         raise _validate.InputError(
             f"expected {names[0]}, {names[1]} and active with matching shapes and clients or "
             f"records last; got {guesses.shape}, {truth.shape} and {active.shape}."
         ) from None
-    return aligned[0], aligned[1], aligned[2]
+    return arrays[0], arrays[1], arrays[2]
 
 
 def share(right: np.ndarray, counted: np.ndarray) -> np.ndarray:

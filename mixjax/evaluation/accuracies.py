@@ -50,9 +50,7 @@ def balanced_accuracy(
 
     Chance is one over the number of values present, whatever their frequencies.
     """
-    guesses, truth, active = aligned(guesses, truth, active)
-    _validate.check_positive(values, "values", integer=True)
-    _validate.check_memory(8 * values * guesses.size, f"{values} attribute values", "", None)
+    guesses, truth, active = _aligned_by_value(guesses, truth, values, active)
     recalls = [share(guesses == value, active & (truth == value)) for value in range(values)]
     return mean_over_present(recalls)
 
@@ -61,9 +59,7 @@ def set_level(
     guesses: Values, truth: Values, values: int, active: Values | None = None
 ) -> np.ndarray:
     """Overlap of the histogram of guesses with that of the cohort: sum_a min(g_a, n_a) / C."""
-    guesses, truth, active = aligned(guesses, truth, active)
-    _validate.check_positive(values, "values", integer=True)
-    _validate.check_memory(8 * values * guesses.size, f"{values} attribute values", "", None)
+    guesses, truth, active = _aligned_by_value(guesses, truth, values, active)
     overlap = sum(
         np.minimum(
             np.sum((guesses == value) & active, axis=-1),
@@ -118,9 +114,7 @@ def permuted_attribution(
     guesses: Values, truth: Values, values: int, active: Values | None = None
 ) -> np.ndarray:
     """Expected attribution under a uniform permutation of slots: sum_a (n_a / C)(m_a / C)."""
-    guesses, truth, active = aligned(guesses, truth, active)
-    _validate.check_positive(values, "values", integer=True)
-    _validate.check_memory(8 * values * guesses.size, f"{values} attribute values", "", None)
+    guesses, truth, active = _aligned_by_value(guesses, truth, values, active)
     return np.asarray(
         sum(share(guesses == a, active) * share(truth == a, active) for a in range(values))
     )
@@ -187,3 +181,12 @@ def _attribution_over_draws(
     clients, units = statistics.squared_norms.shape
     batch = min(max(DRAW_ELEMENTS // (clients * units), 1), draws)
     return jax.lax.map(one, jnp.arange(draws), batch_size=batch)
+
+
+def _aligned_by_value(
+    guesses: Values, truth: Values, values: int, active: Values | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    guesses, truth, active = aligned(guesses, truth, active)
+    _validate.check_positive(values, "values", integer=True)
+    _validate.check_memory(8 * values * guesses.size, f"{values} attribute values", "", None)
+    return guesses, truth, active

@@ -10,16 +10,20 @@ from mixjax import client as client
 from mixjax import cohort as cohort
 from mixjax import data as data
 from mixjax import defences as defences
+from mixjax import faults as faults
 from mixjax import federation as federation
+from mixjax import measures as measures
 from mixjax import mixing as mixing
 from mixjax import observation as observation
 from mixjax import ops as ops
 from mixjax import participation as participation
+from mixjax import records as records
+from mixjax import rounds as rounds
 from mixjax import sharding as sharding
 from mixjax import types as types
 from mixjax import units as units
 from mixjax._validate import InputError as InputError
-from mixjax.federation import BrokenUpdateError as BrokenUpdateError
+from mixjax.faults import BrokenUpdateError as BrokenUpdateError
 from mixjax.mixing import mix as mix
 
 if TYPE_CHECKING:
@@ -44,13 +48,17 @@ __all__ = [
     "datasets",
     "defences",
     "evaluation",
+    "faults",
     "federation",
+    "measures",
     "mix",
     "mixing",
     "models",
     "observation",
     "ops",
     "participation",
+    "records",
+    "rounds",
     "sharding",
     "types",
     "units",

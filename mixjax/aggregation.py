@@ -5,22 +5,79 @@ layers belong to different clients, so a weight can only go with an update *befo
 (`scale`). Without an active client, which only `jit` lets through, an aggregate is NaN.
 """
 
-from typing import Protocol, runtime_checkable
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
 from mixjax import _validate
-from mixjax.types import Active, Params, Updates, Weights
+from mixjax.types import Active, Memory, Params, Updates, Weights
 from mixjax.types import wide as wide_dtype
 
 
 @runtime_checkable
-class Aggregation(Protocol):
+class Reduce(Protocol):
     """Reduces forwarded updates to one."""
 
     def __call__(self, updates: Updates, active: Active, /) -> Params: ...
+
+
+# not a NamedTuple: `jax.jit` of a component that is called needs weak references to it
+@dataclasses.dataclass(frozen=True)
+class Aggregation:
+    """What the server makes of the forwarded updates.
+
+    Calling an aggregation reduces the updates of a first round; a plain `Reduce` is an
+    aggregation without memory that isn't additive wherever one is expected.
+
+    The mean, smoothed over rounds; it follows from the mean alone, so no stack is made for it:
+
+    >>> import jax, jax.numpy as jnp, mixjax as mx
+    >>> def reduce(key, before, updates, active):
+    ...     now = mx.aggregation.mean(updates, active)
+    ...     smooth = jax.tree.map(lambda old, new: 0.5 * (old + new), before, now)
+    ...     return smooth, smooth
+    >>> def init(params):
+    ...     return jax.tree.map(jnp.zeros_like, params)
+    >>> smoothed = mx.aggregation.Aggregation(reduce, additive=True, init=init)
+    >>> smoothed({"w": jnp.array([[2.0], [4.0]])})["w"].tolist()
+    [1.5]
+
+    Attributes:
+      reduce: `(updates, active) -> aggregate`; with `init`,
+        `(key, memory, updates, active) -> (memory, aggregate)`.
+      additive: whether it follows from the mean of the forwarded updates alone. A federation then
+        sums them as they come, makes no stack, and hands over their mean as the only row.
+      init: `params -> memory` before the first round; None remembers nothing.
+    """
+
+    reduce: Callable[..., Any]
+    additive: bool = False
+    init: Callable[[Params], Memory] | None = None
+
+    def __post_init__(self) -> None:
+        # what `help` shows of an aggregation that is a public name
+        object.__setattr__(self, "__doc__", self.reduce.__doc__)
+
+    def __call__(self, updates: Updates, active: Active | None = None) -> Params:
+        active = _all_active(active, _validate.check_client_axis(updates))
+        if self.init is None:
+            return self.reduce(updates, active)
+        params = jax.tree.map(lambda leaf: leaf[0], updates)
+        return self.reduce(jax.random.key(0), self.init(params), updates, active)[1]
+
+
+def as_aggregation(value: Any) -> Aggregation:
+    """An aggregation as it is, a plain `Reduce` as one that has no memory and needs the stack."""
+    what = "an aggregation such as aggregation.mean"
+    _validate.check_callable(value, what)
+    whole = value if isinstance(value, Aggregation) else Aggregation(value)
+    memory = () if whole.init is None else ("key", "memory")
+    _validate.check_signature(whole.reduce, (*memory, "updates", "active"), what)
+    return whole
 
 
 def relative_weights(weights: Weights, active: Active | None = None) -> Weights:
@@ -60,7 +117,7 @@ def scale(updates: Updates, weights: Weights, active: Active | None = None) -> U
     )
 
 
-def mean(updates: Updates, active: Active | None = None) -> Params:
+def _mean(updates: Updates, active: Active | None = None) -> Params:
     """The mean over active clients, accumulated in at least float32.
 
     Guarantees: unchanged by any mixing but for the rounding of a sum in another order, at most
@@ -81,6 +138,9 @@ def mean(updates: Updates, active: Active | None = None) -> Params:
         return (total / jnp.sum(rows).astype(wide)).astype(_float(leaf.dtype))
 
     return jax.tree.map(one, updates)
+
+
+mean = Aggregation(_mean, additive=True)
 
 
 def coordinate_median(updates: Updates, active: Active | None = None) -> Params:

@@ -30,11 +30,11 @@ class Defence(NamedTuple):
 
     Attributes:
       perturb: `(key, update) -> update`, on each client.
-      mix: `(key, active, units) -> origins`, at the proxy.
+      mix: the distribution of origins, at the proxy; a plain `mixing.Draw` will do.
     """
 
     perturb: Perturb
-    mix: mixing.Mix
+    mix: mixing.Mix | mixing.Draw
 
 
 def none() -> Defence:

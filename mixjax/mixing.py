@@ -5,7 +5,9 @@ A round has C clients and U units. Every mixing is a distribution over an intege
 `origins[slot, unit]`. Inactive rows keep their own units and never enter another's.
 """
 
+import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -14,14 +16,14 @@ from jaxtyping import Array, Int
 
 from mixjax import _validate
 from mixjax import units as units_lib
-from mixjax.types import Active, Origins, Params, PRNGKey, Updates
+from mixjax.types import Active, Memory, Origins, Params, PRNGKey, Updates
 
 
 @runtime_checkable
-class Mix(Protocol):
+class Draw(Protocol):
     """Draws an origin matrix."""
 
-    def __call__(self, key: PRNGKey, active: Active, units: int) -> Origins:
+    def __call__(self, key: PRNGKey, active: Active, units: int, /) -> Origins:
         """Draw origins for `units` units among the active clients.
 
         Args:
@@ -34,19 +36,69 @@ class Mix(Protocol):
 
         Raises:
           InputError: for a mask of one client that is no traced value, if the mix can't hide one.
-            A federation asks once (`least_clients`), and then forwards no lone update.
         """
         ...
+
+
+# not a NamedTuple: `jax.jit` of a component that is called needs weak references to it
+@dataclasses.dataclass(frozen=True)
+class Mix:
+    """A distribution over origin matrices, which may follow from the rounds before.
+
+    Calling a mix draws the origins of a first round; a plain `Draw` is a mix without memory
+    wherever one is expected.
+
+    A lazy proxy, which draws anew every second round only:
+
+    >>> import jax, jax.numpy as jnp, mixjax as mx
+    >>> def init(clients, units):
+    ...     return jnp.int32(0), jnp.zeros((clients, units), jnp.int32)
+    >>> def draw(key, memory, active, units):
+    ...     number, before = memory
+    ...     fresh = mx.mixing.full_round()(key, active, units)
+    ...     origins = jnp.where(number % 2 == 0, fresh, before)
+    ...     return (number + 1, origins), origins
+    >>> lazy = mx.mixing.Mix(draw, init=init)
+    >>> lazy(jax.random.key(0), jnp.ones(4, bool), 2).shape
+    (4, 2)
+    >>> defence = mx.defences.Defence(mx.defences.none().perturb, lazy)
+
+    Attributes:
+      draw: `(key, active, units) -> origins`; with `init`,
+        `(key, memory, active, units) -> (memory, origins)`.
+      least: how many active clients it needs; in a round with fewer nobody is forwarded.
+      init: `(clients, units) -> memory` before the first round; None remembers nothing.
+    """
+
+    draw: Callable[..., Any]
+    least: int = 2
+    init: Callable[[int, int], Memory] | None = None
+
+    def __call__(self, key: PRNGKey, active: Active, units: int) -> Origins:
+        if self.init is None:
+            return self.draw(key, active, units)
+        return self.draw(key, self.init(active.shape[0], units), active, units)[1]
+
+
+def as_mix(value: Any, what: str = "") -> Mix:
+    """A mix as it is, a plain `Draw` as a mix without memory that needs two clients."""
+    what = f"a mix such as mixing.full_round(){what}"
+    _validate.check_callable(value, what)
+    mix = value if isinstance(value, Mix) else Mix(value)
+    memory = () if mix.init is None else ("memory",)
+    _validate.check_signature(mix.draw, ("key", *memory, "active", "units"), what)
+    _validate.check_positive(mix.least, "least of a mix", integer=True)
+    return mix
 
 
 def keep() -> Mix:
     """Every update stays whole and in its own slot: plain federated learning."""
 
-    def mix(key: PRNGKey, active: Active, units: int) -> Origins:
+    def draw(key: PRNGKey, active: Active, units: int) -> Origins:
         _validate.check_draw(key, active, units, alone=True)
         return jnp.broadcast_to(jnp.arange(active.shape[0])[:, None], (active.shape[0], units))
 
-    return mix
+    return Mix(draw, least=1)
 
 
 def shuffle() -> Mix:
@@ -55,12 +107,12 @@ def shuffle() -> Mix:
     The control: it anonymises whole updates and mixes nothing.
     """
 
-    def mix(key: PRNGKey, active: Active, units: int) -> Origins:
+    def draw(key: PRNGKey, active: Active, units: int) -> Origins:
         _validate.check_draw(key, active, units)
         origins = _permutation(key, active)
         return jnp.broadcast_to(origins[:, None], (active.shape[0], units))
 
-    return mix
+    return Mix(draw)
 
 
 def full_round() -> Mix:
@@ -71,12 +123,12 @@ def full_round() -> Mix:
     Source: MixNN (Boutet et al. 2021, arXiv:2109.12550), our reading of its round.
     """
 
-    def mix(key: PRNGKey, active: Active, units: int) -> Origins:
+    def draw(key: PRNGKey, active: Active, units: int) -> Origins:
         _validate.check_draw(key, active, units)
         keys = jax.random.split(key, units)
         return jax.vmap(_permutation, (0, None), out_axes=1)(keys, active)
 
-    return mix
+    return Mix(draw)
 
 
 def proxy(list_size: int) -> Mix:
@@ -88,7 +140,7 @@ def proxy(list_size: int) -> Mix:
     """
     _validate.check_positive(list_size, "list_size", integer=True)
 
-    def mix(key: PRNGKey, active: Active, units: int) -> Origins:
+    def draw(key: PRNGKey, active: Active, units: int) -> Origins:
         _validate.check_draw(key, active, units)
         order_key, stream_key = jax.random.split(key)
         clients = active.shape[0]
@@ -99,7 +151,7 @@ def proxy(list_size: int) -> Mix:
         by_rank = jnp.where((rows < jnp.sum(active))[:, None], arrivals[ranks], slots[:, None])
         return jnp.zeros((clients, units), by_rank.dtype).at[slots].set(by_rank)
 
-    return mix
+    return Mix(draw)
 
 
 def stream(
@@ -278,7 +330,7 @@ def mix(
     *,
     active: Active | None = None,
     granularity: units_lib.Granularity = "layer",
-    method: Mix | None = None,
+    method: Mix | Draw | None = None,
 ) -> Updates:
     """Mix stacked updates between clients, layer by layer.
 
@@ -300,7 +352,8 @@ def mix(
 
     Raises:
       InputError: leaves with different leading axes, fewer than two active clients, an unknown
-        granularity, a model of one layer, or a key that is not typed.
+        granularity, a model of one layer, a key that is not typed, or a method that draws no
+        permutations.
     """
     _validate.check_key(key)
     clients = _validate.check_client_axis(updates)
@@ -308,40 +361,51 @@ def mix(
     _validate.check_active(active, clients)
     _validate.check_mixable(active, clients)
     units = units_lib.partition(jax.eval_shape(_first, updates), granularity)
-    method = full_round() if method is None else method
-    if not callable(method):
-        raise _validate.InputError(
-            f"expected a mix such as mixing.full_round() as method; got {method!r}."
-        )
-    return apply(method(key, active, len(units.names)), updates, units)
+    method = full_round() if method is None else as_mix(method, " as method")
+    origins = method(key, active, len(units.names))
+    _validate.check_permutations(origins, active, len(units.names))
+    return apply(origins, updates, units)
 
 
-def compose(first: Mix, second: Mix) -> Mix:
-    """Mix by `first`, then mix what it forwards by `second`."""
-    for part in (first, second):
-        _validate.check_callable(part, "a mix such as mixing.full_round()")
+def compose(*parts: Mix | Draw) -> Mix:
+    """Mix by the first, mix what it forwards by the second, and so on."""
+    if not parts:
+        raise _validate.InputError("expected at least one mix to compose; got none.")
+    mixes = [as_mix(part) for part in parts]
 
-    def mix(key: PRNGKey, active: Active, units: int) -> Origins:
+    def init(clients: int, units: int) -> tuple[Memory, ...]:
+        return tuple(() if mix.init is None else mix.init(clients, units) for mix in mixes)
+
+    def draw(key: PRNGKey, memories: Any, active: Active, units: int) -> tuple[Memory, Origins]:
         _validate.check_draw(key, active, units, alone=True)
-        first_key, second_key = jax.random.split(key)
-        inner, outer = first(first_key, active, units), second(second_key, active, units)
-        return jnp.take_along_axis(inner, outer, axis=0)
+        keys = jax.random.split(key, len(mixes))
+        drawn = [
+            next_draw(mix, one, memory, active, units)
+            for mix, one, memory in zip(mixes, keys, memories, strict=True)
+        ]
+        origins = drawn[0][1]
+        for _, outer in drawn[1:]:
+            origins = jnp.take_along_axis(origins, outer, axis=0)
+        return tuple(memory for memory, _ in drawn), origins
 
-    return mix
+    def draw_only(key: PRNGKey, active: Active, units: int) -> Origins:
+        return draw(key, ((),) * len(mixes), active, units)[1]
+
+    least = max(mix.least for mix in mixes)
+    if all(mix.init is None for mix in mixes):
+        return Mix(draw_only, least)
+    return Mix(draw, least, init)
 
 
-def least_clients(mix: Mix, clients: int, units: int) -> int:
-    """How many active clients of a round a mix needs: 2 if it refuses to mix one, else 1."""
-    _validate.check_callable(mix, "a mix such as mixing.full_round()")
-    _validate.check_positive(clients, "clients", integer=True)
-    _validate.check_positive(units, "units", integer=True)
-    with jax.ensure_compile_time_eval():
-        alone = jnp.arange(clients) == 0
-    try:
-        jax.eval_shape(lambda key: mix(key, alone, units), jax.random.key(0))
-    except _validate.InputError:
-        return 2
-    return 1
+def next_draw(
+    mix: Mix, key: PRNGKey, memory: Memory, active: Active, units: int
+) -> tuple[Memory, Origins]:
+    """The next round's memory and origins, of a mix with a memory or without."""
+    if mix.init is None:
+        return memory, mix.draw(key, active, units)
+    result = mix.draw(key, memory, active, units)
+    _validate.check_remembered(result, memory, "mix.draw", "origins")
+    return result
 
 
 def _first(updates: Updates) -> Params:

@@ -42,3 +42,6 @@ Weights: TypeAlias = Float[Array, " clients"]
 
 Scalar: TypeAlias = float | jax.Array
 """A Python number or a traced one."""
+
+Memory: TypeAlias = PyTree[Any]
+"""What a component keeps from round to round: any pytree of arrays of fixed shapes and dtypes."""

@@ -24,6 +24,7 @@ from mixjax._validate.cohorts import check_params as check_params
 from mixjax._validate.cohorts import check_participants as check_participants
 from mixjax._validate.cohorts import check_partition as check_partition
 from mixjax._validate.cohorts import check_per_client as check_per_client
+from mixjax._validate.cohorts import check_permutations as check_permutations
 from mixjax._validate.cohorts import check_same_dtypes as check_same_dtypes
 from mixjax._validate.cohorts import check_same_model as check_same_model
 from mixjax._validate.cohorts import check_schedule as check_schedule
@@ -58,10 +59,13 @@ from mixjax._validate.values import check_number as check_number
 from mixjax._validate.values import check_positive as check_positive
 from mixjax._validate.values import check_probability as check_probability
 from mixjax._validate.values import check_real as check_real
+from mixjax._validate.values import check_remembered as check_remembered
 from mixjax._validate.values import check_seed as check_seed
 from mixjax._validate.values import check_sequence as check_sequence
 from mixjax._validate.values import check_share as check_share
+from mixjax._validate.values import check_signature as check_signature
 from mixjax._validate.values import concrete as concrete
+from mixjax._validate.values import form as form
 from mixjax._validate.values import host_array as host_array
 from mixjax._validate.values import named_leaves as named_leaves
 from mixjax._validate.values import path_names as path_names

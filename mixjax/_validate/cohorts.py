@@ -202,6 +202,24 @@ def check_origins(origins: Any, clients: int, units: int) -> None:
     check_origin_rows(origins, clients)
 
 
+def check_permutations(origins: Any, active: Any, units: int) -> None:
+    """Origins as a mix must draw them."""
+    check_origins(origins, active.shape[0], units)
+    if not concrete(origins) or not concrete(active):
+        return
+    columns, rows = np.asarray(origins), np.arange(active.shape[0])[:, None]
+    moved = np.where(np.asarray(active)[:, None], columns, rows)
+    wrong = (np.sort(moved, axis=0) != rows).any(axis=0) | (moved != columns).any(axis=0)
+    if wrong.any():
+        unit = int(np.flatnonzero(wrong)[0])
+        raise InputError(
+            "expected a mix that permutes the active clients in each column and leaves the others "
+            f"in their slots; unit {unit} got {columns[:10, unit].tolist()}"
+            f"{'...' if len(columns) > 10 else ''}. Every unit of every active client must be "
+            "forwarded exactly once."
+        )
+
+
 def check_origin_rows(origins: Any, clients: int) -> None:
     if not concrete(origins):
         return

@@ -1,5 +1,6 @@
 """Single values: keys, numbers, arrays, names of options."""
 
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -179,6 +180,22 @@ def check_callable(value: Any, what: str) -> None:
         raise InputError(f"expected {what}; got {value!r}.")
 
 
+def check_signature(value: Any, names: Sequence[str], what: str) -> Any:
+    """The value, a function that can be called with so many arguments."""
+    check_callable(value, what)
+    try:
+        signature = inspect.signature(value)
+    except (TypeError, ValueError):  # built-in functions may not tell
+        return value
+    try:
+        signature.bind(*names)
+    except TypeError:
+        raise InputError(
+            f"expected {what}, a function of ({', '.join(names)}); got one of {signature}."
+        ) from None
+    return value
+
+
 def check_arrays(tree: Any, what: str) -> None:
     for name, leaf in named_leaves(tree):
         dtype = getattr(leaf, "dtype", jnp.bool_)
@@ -196,3 +213,24 @@ def check_arrays(tree: Any, what: str) -> None:
 def check_component(value: Any, fields: Sequence[str], what: str) -> None:
     if not all(callable(getattr(value, field, None)) for field in fields):
         raise InputError(f"expected {what}; got {value!r}.")
+
+
+def form(tree: Any) -> Any:
+    """Structure, shapes and dtypes of a tree, to be compared and shown."""
+    shapes = jax.eval_shape(lambda tree: tree, tree)
+    return jax.tree.map(lambda leaf: f"{leaf.dtype}{list(leaf.shape)}", shapes)
+
+
+def check_remembered(result: Any, memory: Any, who: str, what: str) -> None:
+    """A component with a memory returns it, as it was shaped: the rounds are one loop."""
+    if not isinstance(result, tuple) or len(result) != 2:
+        raise InputError(
+            f"expected {who} to return (memory, {what}); got {type(result).__name__}. A component "
+            "with `init` returns its memory too."
+        )
+    before, after = form(memory), form(result[0])
+    if before != after:
+        raise InputError(
+            f"expected {who} to return a memory like the one it got, {before}; got {after}. Keep "
+            "structure, shapes and dtypes from round to round."
+        )

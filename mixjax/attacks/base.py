@@ -1,12 +1,15 @@
-"""The contract of an attack."""
+"""The contract of an attack: what a server prepares, computes of each update, and remembers."""
 
-from typing import NamedTuple, Protocol, runtime_checkable
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-from jaxtyping import Array, Float
+from jaxtyping import Array, PyTree, Shaped
 
+from mixjax import _validate
 from mixjax.client import LocalTraining
 from mixjax.observation import Observation
-from mixjax.types import Directions, Params, PRNGKey
+from mixjax.types import Memory, Params, PRNGKey
+from mixjax.units import Units
 
 
 class Probe(NamedTuple):
@@ -14,34 +17,104 @@ class Probe(NamedTuple):
 
     Attributes:
       params: the model it sends to the clients.
-      directions: the reference updates it will compare theirs with.
+      references: whatever its measure and its findings need besides, such as directions.
     """
 
     params: Params
-    directions: Directions
+    references: PyTree[Any] = ()
+
+
+@runtime_checkable
+class Init(Protocol):
+    """The memory before the first round."""
+
+    def __call__(self, params: Params, units: Units, clients: int, /) -> Memory: ...
 
 
 @runtime_checkable
 class Prepare(Protocol):
     """Makes the probe of a round from the server's model and the clients' own training."""
 
-    def __call__(self, key: PRNGKey, params: Params, local: LocalTraining, /) -> Probe: ...
+    def __call__(
+        self, key: PRNGKey, memory: Memory, params: Params, local: LocalTraining, /
+    ) -> Probe: ...
 
 
 @runtime_checkable
-class Score(Protocol):
-    """Scores each slot for each attribute value, from what the server sees."""
+class Measure(Protocol):
+    """Computes of one client's update, unit by unit, what the attack needs of it.
 
-    def __call__(self, observation: Observation, /) -> Float[Array, "clients attributes"]: ...
+    The result is any pytree of arrays with a leading units axis. Row u must follow from the
+    update's unit u alone, and from the probe: only then is the measure of a mixed update made of
+    the rows of its units' owners, and no stack of updates is needed.
+    """
+
+    def __call__(
+        self, probe: Probe, units: Units, update: Params, /
+    ) -> PyTree[Shaped[Array, "units ..."]]: ...
+
+
+@runtime_checkable
+class Observe(Protocol):
+    """Looks at a round and draws conclusions: any pytree of arrays. It never sees the truth."""
+
+    def __call__(
+        self, key: PRNGKey, memory: Memory, probe: Probe, observation: Observation, /
+    ) -> tuple[Memory, PyTree[Any]]: ...
 
 
 class Attack(NamedTuple):
-    """A server that infers an attribute from updates.
+    """What a server does on the side.
+
+    Without `init` an attack remembers nothing, and its functions neither take nor return a
+    memory: `prepare(key, params, local)` and `observe(key, probe, observation) -> findings`.
+
+    Updates are measured and seen as they are forwarded, with their weight. Weights are relative
+    to those who train: where updates were left out, a factor common to all slots remains. Rows
+    that were not forwarded are zero.
+
+    An attack that remembers the longest update that each slot carried, and names the slots that
+    broke their record:
+
+    >>> import jax, jax.numpy as jnp, mixjax as mx
+    >>> def init(params, units, clients):
+    ...     return jnp.zeros(clients)
+    >>> def measure(probe, units, update):
+    ...     return mx.units.squared_norms(units, update)
+    >>> def observe(key, longest, probe, observation):
+    ...     lengths = jnp.sqrt(jnp.sum(observation.measures, axis=1))
+    ...     return jnp.maximum(longest, lengths), lengths > longest
+    >>> attack = mx.attacks.Attack(init, None, measure, observe)
 
     Attributes:
-      prepare: `(key, params, local) -> Probe`, before the round.
-      score: `observation -> scores[slots, attributes]`, after it. It never sees the truth.
+      init: `(params, units, clients) -> memory`, or None.
+      prepare: `(key, memory, params, local) -> Probe`, before the round; None sends the server's
+        own model.
+      measure: `(probe, units, update) -> measures`, of one client's update; or None.
+      observe: `(key, memory, probe, observation) -> (memory, findings)`, after the round.
+      updates: whether it reads whole updates, `observation.updates`: they are then stacked, and
+        a round needs memory for one model a client.
     """
 
-    prepare: Prepare
-    score: Score
+    init: Init | None
+    prepare: Callable[..., Probe] | None
+    measure: Measure | None
+    observe: Callable[..., Any]
+    updates: bool = False
+
+
+def check(attack: Any) -> None:
+    """Refuse what is no attack, or one whose functions take something else."""
+    if not isinstance(attack, Attack):
+        raise _validate.InputError(
+            f"expected an attack such as attacks.sim.passive(auxiliary); got {attack!r}."
+        )
+    memory = () if attack.init is None else ("memory",)
+    for function, names, what in (
+        (attack.init, ("params", "units", "clients"), "attack.init"),
+        (attack.prepare, ("key", *memory, "params", "local"), "attack.prepare"),
+        (attack.measure, ("probe", "units", "update"), "attack.measure"),
+        (attack.observe, ("key", *memory, "probe", "observation"), "attack.observe"),
+    ):
+        if function is not None or what == "attack.observe":
+            _validate.check_signature(function, names, what)

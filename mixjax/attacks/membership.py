@@ -18,8 +18,8 @@ from mixjax import _validate, cohort
 from mixjax import client as client_lib
 from mixjax import units as units_lib
 from mixjax.attacks import sim
+from mixjax.attacks.sim import Statistics
 from mixjax.client import LossFn
-from mixjax.observation import Statistics
 from mixjax.types import Params, PRNGKey, Updates
 
 

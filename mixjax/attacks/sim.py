@@ -1,25 +1,76 @@
 """∇Sim: infer an attribute from the direction of an update.
 
 The server holds auxiliary data of each attribute value. It trains its model on each, as a client
-would, and compares the directions with the updates it receives.
+would, and compares the directions with the updates it receives. Cosine similarity is additive
+over units: its measure is each unit's inner products and squared norm.
 Source: Boutet et al. 2021, arXiv:2109.12550, our reading of it.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mixjax import _validate, cohort
-from mixjax import observation as observation_lib
 from mixjax import units as units_lib
 from mixjax.attacks.base import Attack, Probe
 from mixjax.client import LocalTraining
 from mixjax.data import ClientData
-from mixjax.observation import Observation, Statistics
+from mixjax.observation import Observation
 from mixjax.types import Directions, Params, PRNGKey, Updates
 from mixjax.types import wide as wide_dtype
+
+
+class Terms(NamedTuple):
+    """The measure: what the cosines of an update are built from, unit by unit.
+
+    Attributes:
+      dots: inner product of the update's unit with each direction's.
+      squared_norms: of each unit of the update.
+    """
+
+    dots: Float[Array, "*clients units attributes"]
+    squared_norms: Float[Array, "*clients units"]
+
+
+class Statistics(NamedTuple):
+    """Per-unit terms of the cosines between updates and directions.
+
+    Attributes:
+      dots: inner product of each update's unit with each direction's.
+      squared_norms: of each unit of each update.
+      direction_squared_norms: of each unit of each direction.
+    """
+
+    dots: Float[Array, "*clients units attributes"]
+    squared_norms: Float[Array, "*clients units"]
+    direction_squared_norms: Float[Array, "units attributes"]
+
+
+def statistics(updates: Updates, directions: Directions, units: units_lib.Units) -> Statistics:
+    """The statistics of stacked updates against stacked directions, in one pass.
+
+    Raises:
+      InputError: when the two don't have the same structure and shapes below their first axes.
+    """
+    _validate.check_client_axis(updates)
+    _validate.check_client_axis(directions, "directions", axis="attributes")
+    _validate.check_same_model(updates, directions, "updates", "directions")
+    dots = jax.vmap(units_lib.dots, (None, 0, None))(units, updates, directions)
+    return Statistics(
+        dots,
+        jax.vmap(units_lib.squared_norms, (None, 0))(units, updates),
+        direction_squared_norms(directions, units),
+    )
+
+
+def direction_squared_norms(
+    directions: Directions, units: units_lib.Units
+) -> Float[Array, "units attributes"]:
+    """Squared norm of each unit of each direction."""
+    _validate.check_client_axis(directions, "directions", axis="attributes")
+    return jax.vmap(units_lib.squared_norms, (None, 0), out_axes=1)(units, directions)
 
 
 def scores(updates: Updates, directions: Directions) -> Float[Array, "clients attributes"]:
@@ -36,7 +87,7 @@ def scores(updates: Updates, directions: Directions) -> Float[Array, "clients at
     """
     _validate.check_client_axis(directions, "directions", axis="attributes")
     whole = units_lib.partition(jax.tree.map(lambda leaf: leaf[0], directions), "model")
-    return cosine(observation_lib.statistics(updates, directions, whole))
+    return cosine(statistics(updates, directions, whole))
 
 
 def cosine(statistics: Statistics) -> Float[Array, "clients attributes"]:
@@ -95,6 +146,8 @@ def directions(
 def passive(auxiliary: ClientData, *, mesh: jax.sharding.Mesh | None = None) -> Attack:
     """The server follows the protocol and only looks.
 
+    Its findings are the scores `S[slot, attribute]` of `scores`.
+
     Args:
       auxiliary: one row per attribute value, of people who don't take part; see `data.pool`.
       mesh: spreads the server's own training over devices; see `cohort.fold`.
@@ -107,7 +160,7 @@ def passive(auxiliary: ClientData, *, mesh: jax.sharding.Mesh | None = None) -> 
     def prepare(key: PRNGKey, params: Params, local: LocalTraining) -> Probe:
         return Probe(params, directions(key, params, auxiliary, local, mesh=mesh))
 
-    return Attack(prepare, _score)
+    return Attack(None, prepare, measure, observe)
 
 
 def active(auxiliary: ClientData, *, mesh: jax.sharding.Mesh | None = None) -> Attack:
@@ -125,7 +178,26 @@ def active(auxiliary: ClientData, *, mesh: jax.sharding.Mesh | None = None) -> A
         sent = jax.tree.map(lambda a, b: a + b.astype(a.dtype), params, center)
         return Probe(sent, jax.tree.map(lambda row, mid: row - mid[None], offsets, center))
 
-    return Attack(prepare, _score)
+    return Attack(None, prepare, measure, observe)
+
+
+def measure(probe: Probe, units: units_lib.Units, update: Params) -> Terms:
+    """The terms of one update against the probe's references, which are the directions."""
+    return Terms(
+        units_lib.dots(units, update, probe.references), units_lib.squared_norms(units, update)
+    )
+
+
+def observe(
+    key: PRNGKey, probe: Probe, observation: Observation
+) -> Float[Array, "clients attributes"]:
+    """The scores of all slots, from their terms."""
+    del key
+    whole = units_lib.partition(probe.params, "model")
+    lengths = direction_squared_norms(probe.references, whole)
+    dots, squares = observation.measures
+    total = (jnp.sum(dots, axis=-2, keepdims=True), jnp.sum(squares, axis=-1, keepdims=True))
+    return cosine(Statistics(*total, lengths))
 
 
 def circumcenter(points: Directions) -> Params:
@@ -163,9 +235,3 @@ def circumcenter(points: Directions) -> Params:
 
 def _inexact(leaf: Any) -> bool:
     return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jnp.inexact)
-
-
-def _score(observation: Observation) -> Any:
-    if observation.statistics is None:
-        raise _validate.InputError("expected an observation with statistics; got none.")
-    return cosine(observation.statistics)

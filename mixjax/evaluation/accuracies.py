@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from mixjax import _validate, mixing
+from mixjax import _validate, measures, mixing
 from mixjax.attacks import sim
+from mixjax.attacks.sim import Statistics
 from mixjax.evaluation._arrays import Values, aligned, mean_over_present, share
-from mixjax.observation import Statistics, mix_statistics
 from mixjax.types import PRNGKey
 
 # drawing this many origins at once is faster than one matrix after the other
@@ -124,7 +124,7 @@ def attribution_over_draws(
     key: PRNGKey,
     statistics: Statistics,
     truth: Values,
-    mix: mixing.Mix,
+    mix: mixing.Mix | mixing.Draw,
     active: Values | None = None,
     *,
     draws: int,
@@ -146,9 +146,9 @@ def attribution_over_draws(
     _validate.check_key(key)
     _validate.check_positive(draws, "draws", integer=True)
     _validate.check_statistics(statistics)
-    _validate.check_callable(mix, "a mix such as mixing.full_round()")
+    mix = mixing.as_mix(mix)
     truth = _validate.host_array(truth, "truth", "iu")
-    clients, units = statistics.squared_norms.shape
+    clients = statistics.squared_norms.shape[0]
     present = np.ones(clients, bool) if active is None else active
     present = _validate.host_array(present, "active", "b")
     if np.shape(truth) != (clients,) or present.shape != (clients,):
@@ -158,7 +158,7 @@ def attribution_over_draws(
         )
     _validate.check_active(present, clients)
     arrays = (jnp.asarray(truth.astype(np.int32)), jnp.asarray(present))
-    if present.sum() < mixing.least_clients(mix, clients, units):
+    if present.sum() < mix.least:
         _validate.check_mixable(arrays[1], clients)
     return np.asarray(_attribution_over_draws(key, statistics, *arrays, mix, draws))
 
@@ -174,7 +174,8 @@ def _attribution_over_draws(
 ) -> Array:
     def one(draw: Array) -> Array:
         origins = mix(jax.random.fold_in(key, draw), active, statistics.squared_norms.shape[-1])
-        scores = sim.cosine(mix_statistics(origins, statistics))
+        dots, squares = measures.mix(origins, (statistics.dots, statistics.squared_norms))
+        scores = sim.cosine(statistics._replace(dots=dots, squared_norms=squares))
         right = (jnp.argmax(scores, axis=-1) == truth) & active
         return jnp.sum(right) / jnp.sum(active)
 

@@ -1,0 +1,341 @@
+"""The body of a round, as functions that can be called alone; `federation.fedavg` joins them.
+
+    prepare      the attack's probe: the model to send, and what updates are compared with
+    choose       who takes part, of the clients that are there
+    weigh        their weights, relative to those who train
+    train        fold: local training, perturbation, weight; the sum, the attack's measures
+    leave_out    without broken updates (`faults`)
+    forward      the proxy draws origins: this is where updates are mixed
+    observe      the attack sees the forwarded measures, slot by slot
+    aggregate    the server's reduction of what was forwarded
+    take_step    its optimizer
+
+Keys. A run has one key; `round_keys` derives a round's from it and the round's number, and
+`client_keys` a client's from these and its id. The attack's come from a key that no other follows
+from, nor it from any (`attack_keys`): the server holds it.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from mixjax import _validate, cohort, faults, mixing
+from mixjax import units as units_lib
+from mixjax.aggregation import Aggregation
+from mixjax.attacks.base import Attack, Probe
+from mixjax.client import LocalTraining
+from mixjax.data import ClientData
+from mixjax.defences import Perturb
+from mixjax.observation import Observation
+from mixjax.participation import Participation
+from mixjax.types import Active, Memory, Origins, Params, PRNGKey, Scalar, Updates, Weights
+
+UNASKED = {
+    "measures": "Give it a `measure`.",
+    "updates": "Build it with `updates=True`, which stacks them.",
+}
+# any number that isn't one of the three keys a round is split into
+PARTICIPATION = 0x9A57
+
+
+class RoundKeys(NamedTuple):
+    """The keys of a round: of its clients, the proxy, the aggregation and the participation."""
+
+    clients: PRNGKey
+    mix: PRNGKey
+    aggregate: PRNGKey
+    participation: PRNGKey
+
+
+class ClientKeys(NamedTuple):
+    """The keys of a client in a round."""
+
+    train: PRNGKey
+    perturb: PRNGKey
+
+
+class AttackKeys(NamedTuple):
+    """The keys of the attack in a round."""
+
+    prepare: PRNGKey
+    observe: PRNGKey
+
+
+def round_keys(key: PRNGKey, number: Int[Array, ""] | int) -> RoundKeys:
+    """The keys of round `number` of the run with this key."""
+    key = jax.random.fold_in(key, number)
+    clients, mix, aggregate = jax.random.split(key, 3)
+    return RoundKeys(clients, mix, aggregate, jax.random.fold_in(key, PARTICIPATION))
+
+
+def client_keys(key: PRNGKey, client_id: Int[Array, ""] | int) -> ClientKeys:
+    """The keys of a client, from `RoundKeys.clients` and its id."""
+    return ClientKeys(*jax.random.split(cohort.client_key(key, client_id)))
+
+
+def attack_keys(key: PRNGKey, number: Int[Array, ""] | int) -> AttackKeys:
+    """The attack's keys of round `number`, from the attack's own key."""
+    return AttackKeys(*jax.random.split(jax.random.fold_in(key, number)))
+
+
+@jax.jit
+def key_of_model(params: Params) -> PRNGKey:
+    """A key made of a model's bits: it tells nothing that the model doesn't.
+
+    The attack's own, by default. Two models get the same key once in 2^32.
+    """
+    key = jax.random.key(0)
+    for leaf in jax.tree.leaves(params):
+        word = jnp.dtype(f"uint{8 * leaf.dtype.itemsize}")
+        bits = leaf if leaf.dtype == jnp.bool_ else jax.lax.bitcast_convert_type(leaf, word)
+        bits = bits.ravel().astype(jnp.uint32)
+        # odd factors, so that each bit of each number counts, and its place
+        odd = 2 * jnp.arange(bits.size, dtype=jnp.uint32) + 1
+        key = jax.random.fold_in(key, jnp.sum(bits * odd, dtype=jnp.uint32))
+    return key
+
+
+def first_memories(
+    attack: Attack | None,
+    mix: mixing.Mix,
+    aggregation: Aggregation,
+    params: Params,
+    units: units_lib.Units,
+    clients: int,
+) -> tuple[Memory, Memory, Memory]:
+    """What attack, proxy and aggregation remember before the first round; () for nothing."""
+    memories = (
+        () if attack is None or attack.init is None else attack.init(params, units, clients),
+        () if mix.init is None else mix.init(clients, len(units.names)),
+        () if aggregation.init is None else aggregation.init(params),
+    )
+    return jax.tree.map(jnp.asarray, memories)
+
+
+def prepare(
+    key: PRNGKey, attack: Attack, memory: Memory, params: Params, local: LocalTraining
+) -> Probe:
+    """What the server prepares, of which the clients get `Probe.params`."""
+    if attack.prepare is None:
+        return Probe(params)
+    memories = () if attack.init is None else (memory,)
+    probe = attack.prepare(key, *memories, params, local)
+    if not isinstance(probe, Probe):
+        raise _validate.InputError(
+            f"expected attack.prepare to return an attacks.Probe; got {type(probe).__name__}."
+        )
+    sent, own = _validate.form(probe.params), _validate.form(params)
+    if sent != own:
+        raise _validate.InputError(
+            f"expected attack.prepare to send a model like the server's, {own}; got {sent}."
+        )
+    return probe
+
+
+def choose(
+    key: PRNGKey, participation: Participation, number: Int[Array, ""], data: ClientData
+) -> ClientData:
+    """The cohort with those active who take part in the round and have examples."""
+    data = data._replace(active=data.active & (data.counts > 0))
+    chosen = participation(key, number, data)
+    _validate.check_active(chosen, data.active.shape[0])
+    return data._replace(active=chosen & data.active)
+
+
+def weigh(data: ClientData, weighting: str) -> Weights:
+    """Weights of mean one over the active clients, zero for the others.
+
+    `aggregation.relative_weights` of the counts of examples ("examples") or of ones ("uniform"),
+    and zeros where nobody is active.
+    """
+    raw = data.counts if weighting == "examples" else data.active
+    weights = jnp.where(data.active, raw.astype(jnp.float32), 0)
+    count = jnp.sum(data.active, dtype=jnp.float32)
+    return weights * (count / jnp.maximum(jnp.sum(weights), 1))
+
+
+class Trained(NamedTuple):
+    """What the fold over clients leaves.
+
+    Attributes:
+      total: the sum of weighted updates, where it was asked for; else ().
+      loss: each client's training loss; NaN for those who stayed away or are broken.
+      sound: whose update can be used; False for those who stayed away.
+      measures: of each client's weighted update; zero where it isn't sound.
+      updates: the weighted updates, where a stack was asked for; zero where not sound.
+    """
+
+    total: Params | tuple[()]
+    loss: Float[Array, " clients"]
+    sound: Bool[Array, " clients"]
+    measures: PyTree[Any]
+    updates: Updates | None
+
+
+def train(
+    key: PRNGKey,
+    local: LocalTraining,
+    perturb: Perturb,
+    attack: Attack | None,
+    units: units_lib.Units,
+    probe: Probe,
+    data: ClientData,
+    weights: Weights,
+    *,
+    summed: bool,
+    stacked: bool,
+    max_norm: Scalar | None = None,
+    chunk_size: int | None = None,
+    mesh: jax.sharding.Mesh | None = None,
+) -> Trained:
+    """Every client's local training, perturbation and weighting, measured as it comes.
+
+    Args:
+      key: `RoundKeys.clients`.
+      local: local training of one client.
+      perturb: the defence's part on the client.
+      attack: whose measure is taken; None takes none.
+      units: the partition.
+      probe: the round's; clients start from its params.
+      data: the cohort; who is not active trains on no example.
+      weights: relative to the active clients.
+      summed: whether to return the sum of updates.
+      stacked: whether to return the updates.
+      max_norm: see `faults.is_sound`.
+      chunk_size: see `cohort.fold`.
+      mesh: see `cohort.fold`.
+    """
+
+    def one(shared: Any, client: Any) -> tuple[Any, Any]:
+        (key, probe), (data, weight) = shared, client
+        keys = client_keys(key, data.ids)
+        # local training skips the steps of a client without examples
+        counts = jnp.where(data.active, data.counts, 0)
+        result = local(keys.train, probe.params, data._replace(counts=counts))
+        update = perturb(keys.perturb, result.update)
+        update = jax.tree.map(lambda leaf: leaf * weight.astype(leaf.dtype), update)
+        sound = data.active & faults.is_sound(update, weight, max_norm)
+        measured = None
+        if attack is not None and attack.measure is not None:
+            measured = cohort.zero_unless(sound, _measure(attack, probe, units, update))
+        update = cohort.zero_unless(sound, update)
+        loss = jnp.where(sound, result.loss, jnp.nan)
+        return update if summed else (), (loss, sound, measured, update if stacked else None)
+
+    total, records = cohort.fold(
+        one, (key, probe), (data, weights), chunk_size=chunk_size, mesh=mesh
+    )
+    return Trained(total, *records)
+
+
+def forward(
+    key: PRNGKey, mix: mixing.Mix, memory: Memory, active: Active, units: int
+) -> tuple[Memory, Origins]:
+    """The proxy's draw: whose units each slot carries.
+
+    Where nobody is active, every slot keeps its own and the proxy learns nothing.
+    """
+    somebody = jnp.any(active)
+    after, origins = mixing.next_draw(mix, key, memory, active | ~somebody, units)
+    _validate.check_permutations(origins, active, units)
+    origins = jnp.where(somebody, origins, jnp.arange(active.shape[0])[:, None])
+    return choose_tree(somebody, after, memory), origins
+
+
+def observe(
+    key: PRNGKey, attack: Attack, memory: Memory, probe: Probe, observation: Observation
+) -> tuple[Memory, PyTree[Any]]:
+    """The attack's findings, from what it asked for."""
+    seen = observation if attack.updates else observation._replace(updates=None)
+    if attack.init is None:
+        return memory, attack.observe(key, probe, _Seen._make(seen))
+    result = attack.observe(key, memory, probe, _Seen._make(seen))
+    _validate.check_remembered(result, memory, "attack.observe", "findings")
+    return result
+
+
+def aggregate(
+    key: PRNGKey,
+    aggregation: Aggregation,
+    memory: Memory,
+    total: Params | tuple[()],
+    forwarded: Updates | None,
+    remaining: faults.Remaining,
+) -> tuple[Memory, Params]:
+    """The server's reduction of the forwarded updates, by the weights of those who remain.
+
+    Args:
+      key: `RoundKeys.aggregate`.
+      aggregation: with a memory, if only an empty one.
+      memory: the aggregation's.
+      total: the sum of all weighted updates, for an additive aggregation.
+      forwarded: their stack, for any other.
+      remaining: see `faults.leave_out`.
+    """
+    active, weight_sum = remaining.active, remaining.weight_sum
+    if aggregation.additive:
+        rows = jax.tree.map(lambda leaf: (leaf / weight_sum.astype(leaf.dtype))[None], total)
+        active = jnp.ones(1, bool)
+    else:
+        correction = jnp.maximum(jnp.sum(active), 1).astype(jnp.float32) / weight_sum
+        rows = jax.tree.map(lambda leaf: leaf * correction.astype(leaf.dtype), forwarded)
+    if aggregation.init is None:
+        return memory, aggregation.reduce(rows, active)
+    result = aggregation.reduce(key, memory, rows, active)
+    _validate.check_remembered(result, memory, "aggregate", "an aggregate")
+    return result
+
+
+def take_step(
+    optimizer: optax.GradientTransformation, params: Params, opt_state: Any, mean: Params
+) -> tuple[Params, Any]:
+    """A step of the server's optimizer along the aggregate."""
+    gradient = jax.tree.map(lambda leaf, like: -leaf.astype(like.dtype), mean, params)
+    steps, opt_state = optimizer.update(gradient, opt_state, params)
+    return optax.apply_updates(params, steps), opt_state
+
+
+def zero_rows(active: Active, tree: PyTree[Any]) -> PyTree[Any]:
+    """Zeros in the rows that aren't active."""
+    return jax.vmap(cohort.zero_unless)(active, tree)
+
+
+def choose_tree(condition: Array, first: Any, second: Any) -> Any:
+    """The first tree where the condition holds, else the second."""
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), first, second)
+
+
+def all_finite(*trees: Any) -> Bool[Array, ""]:
+    """Whether every number is finite."""
+    leaves = jax.tree.leaves(trees)
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]))
+
+
+class _Seen(Observation):
+    """An observation that says so where an attack reads what it did not ask for."""
+
+    __slots__ = ()
+
+    def __getattribute__(self, name: str) -> Any:
+        value = super().__getattribute__(name)
+        if value is None and name in UNASKED:
+            raise _validate.InputError(
+                f"expected an attack that reads what it asks for; it reads observation.{name} and "
+                f"did not ask for them. {UNASKED[name]}"
+            )
+        return value
+
+
+def _measure(attack: Attack, probe: Probe, units: units_lib.Units, update: Params) -> PyTree[Any]:
+    measured = attack.measure(probe, units, update) if attack.measure is not None else None
+    for name, leaf in _validate.named_leaves(measured):
+        if getattr(leaf, "shape", ())[:1] != (len(units.names),):
+            came = f"{name}: {list(leaf.shape)}" if hasattr(leaf, "shape") else repr(leaf)
+            raise _validate.InputError(
+                f"expected attack.measure to return arrays [{len(units.names)}, ...], a row for "
+                f"each unit; got {came}."
+            )
+    return measured

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
 from mixjax import _validate, aggregation, defences, faults, mixing, rounds
 from mixjax import measures as measures_lib
@@ -30,7 +30,12 @@ class Init(Protocol):
     """Where a run starts."""
 
     def __call__(
-        self, params: Params, /, clients: int | None = None, *, attack_key: PRNGKey | None = None
+        self,
+        params: Params,
+        /,
+        clients: int | None = None,
+        *,
+        attack_seed: int | Array | None = None,
     ) -> FederationState:
         """Make the first state.
 
@@ -38,8 +43,8 @@ class Init(Protocol):
           params: the first model.
           clients: how many rows the cohort has, padding included; needed where a component
             remembers.
-          attack_key: all that the attack draws follows from it. By default it is made of the
-            model's bits, which the server has anyway: so no other key can be told from it.
+          attack_seed: all that the attack draws follows from it. By default it is made of the
+            model's bits, which the server has anyway: so no key of the run can be told from it.
         """
         ...
 
@@ -209,7 +214,7 @@ def fedavg(
     ]
 
     def init(
-        params: Params, /, clients: int | None = None, *, attack_key: PRNGKey | None = None
+        params: Params, /, clients: int | None = None, *, attack_seed: int | Array | None = None
     ) -> FederationState:
         if remembers and clients is None:
             raise _validate.InputError(
@@ -219,13 +224,12 @@ def fedavg(
         if clients is not None:
             _validate.check_positive(clients, "clients", integer=True)
         units = units_lib.partition(params, granularity)
-        own_key = rounds.key_of_model(params) if attack_key is None else attack_key
-        _validate.check_key(own_key)
+        seed = rounds.seed_of_model(params) if attack_seed is None else jnp.uint32(attack_seed)
         memories = rounds.first_memories(
             attack, parts.mix, parts.aggregate, params, units, clients or 0
         )
         start = jnp.zeros((), jnp.int32)
-        return FederationState(params, optimizer.init(params), start, Memories(*memories), own_key)
+        return FederationState(params, optimizer.init(params), start, Memories(*memories), seed)
 
     # always traced: the masks that a round draws are never values to check
     @jax.jit
@@ -270,7 +274,7 @@ def play_round(
     """
     units = units_lib.partition(state.params, parts.granularity)
     keys = rounds.round_keys(key, state.round)
-    attack_keys = rounds.attack_keys(state.attack_key, state.round)
+    attack_keys = rounds.attack_keys(state.attack_seed, state.round)
     memories, attack = state.memories, parts.attack
 
     probe = base.Probe(state.params)
@@ -329,7 +333,7 @@ def play_round(
         opt_state,
         state.round + 1,
         Memories(attack_memory, mix_memory, aggregate_memory),
-        state.attack_key,
+        state.attack_seed,
     )
     record = Record(
         loss=trained.loss,

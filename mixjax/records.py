@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree, UInt32
 
 from mixjax import _validate, mixing, rounds
 from mixjax import measures as measures_lib
@@ -29,14 +29,14 @@ class FederationState(NamedTuple):
       opt_state: the server optimizer's state.
       round: the number of rounds done.
       memories: of attack, proxy and aggregation.
-      attack_key: all that the attack draws follows from it, and nothing else does.
+      attack_seed: all that the attack draws follows from it, and nothing else does.
     """
 
     params: Params
     opt_state: PyTree[Any]
     round: Int[Array, ""]
     memories: Memories
-    attack_key: PRNGKey
+    attack_seed: UInt32[Array, ""]
 
 
 class Truth(NamedTuple):
@@ -127,7 +127,7 @@ def replay(
         active, own = record.observation.active, record.truth.measures
         mix_memory, origins = rounds.forward(mix_key, mix, memories.mix, active, columns)
         observation = Observation(active, measures_lib.mix(origins, own), None)
-        key = rounds.attack_keys(start.attack_key, number).observe
+        key = rounds.attack_keys(start.attack_seed, number).observe
         attack_memory, findings = rounds.observe(
             key, attack, memories.attack, record.probe, observation
         )

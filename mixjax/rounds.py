@@ -11,8 +11,8 @@
     take_step    its optimizer
 
 Keys. A run has one key; `round_keys` derives a round's from it and the round's number, and
-`client_keys` a client's from these and its id. The attack's come from a key that no other follows
-from, nor it from any (`attack_keys`): the server holds it.
+`client_keys` a client's from these and its id. The attack's come from a seed of the server's own
+(`attack_keys`), which is made of the first model: no key of the run follows from it, nor it from any.
 """
 
 from typing import Any, NamedTuple
@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree, UInt32
 
 from mixjax import _validate, cohort, faults, mixing
 from mixjax import units as units_lib
@@ -76,26 +76,26 @@ def client_keys(key: PRNGKey, client_id: Int[Array, ""] | int) -> ClientKeys:
     return ClientKeys(*jax.random.split(cohort.client_key(key, client_id)))
 
 
-def attack_keys(key: PRNGKey, number: Int[Array, ""] | int) -> AttackKeys:
-    """The attack's keys of round `number`, from the attack's own key."""
-    return AttackKeys(*jax.random.split(jax.random.fold_in(key, number)))
+def attack_keys(seed: UInt32[Array, ""], number: Int[Array, ""] | int) -> AttackKeys:
+    """The attack's keys of round `number`, from the attack's own seed."""
+    return AttackKeys(*jax.random.split(jax.random.fold_in(jax.random.key(seed), number)))
 
 
 @jax.jit
-def key_of_model(params: Params) -> PRNGKey:
-    """A key made of a model's bits: it tells nothing that the model doesn't.
+def seed_of_model(params: Params) -> UInt32[Array, ""]:
+    """A seed made of a model's bits: it tells nothing that the model doesn't.
 
-    The attack's own, by default. Two models get the same key once in 2^32.
+    Two models have the same once in 2^32.
     """
-    key = jax.random.key(0)
+    total = jnp.zeros((), jnp.uint32)
     for leaf in jax.tree.leaves(params):
         word = jnp.dtype(f"uint{8 * leaf.dtype.itemsize}")
         bits = leaf if leaf.dtype == jnp.bool_ else jax.lax.bitcast_convert_type(leaf, word)
         bits = bits.ravel().astype(jnp.uint32)
         # odd factors, so that each bit of each number counts, and its place
         odd = 2 * jnp.arange(bits.size, dtype=jnp.uint32) + 1
-        key = jax.random.fold_in(key, jnp.sum(bits * odd, dtype=jnp.uint32))
-    return key
+        total = total * jnp.uint32(0x9E3779B1) + jnp.sum(bits * odd, dtype=jnp.uint32)
+    return total
 
 
 def first_memories(

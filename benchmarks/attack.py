@@ -47,7 +47,7 @@ def main() -> None:
     ]
     for clients in (20, 100, 1000):
         keys = jax.random.split(jax.random.key(0), 3)
-        statistics = mx.observation.Statistics(
+        statistics = mx.attacks.sim.Statistics(
             dots=jax.random.normal(keys[0], (clients, UNITS, ATTRIBUTES)),
             squared_norms=1 + jax.random.uniform(keys[1], (clients, UNITS)),
             direction_squared_norms=jnp.ones((UNITS, ATTRIBUTES)),

@@ -224,6 +224,8 @@ def fedavg(
         if clients is not None:
             _validate.check_positive(clients, "clients", integer=True)
         units = units_lib.partition(params, granularity)
+        if isinstance(attack_seed, int):
+            _validate.check_seed(attack_seed)
         seed = rounds.seed_of_model(params) if attack_seed is None else jnp.uint32(attack_seed)
         memories = rounds.first_memories(
             attack, parts.mix, parts.aggregate, params, units, clients or 0

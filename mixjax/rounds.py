@@ -12,7 +12,7 @@
 
 Keys. A run has one key; `round_keys` derives a round's from it and the round's number, and
 `client_keys` a client's from these and its id. The attack's come from a seed of the server's own
-(`attack_keys`), which is made of the first model: no key of the run follows from it, nor it from any.
+(`attack_keys`), made of the first model: no key of the run follows from it, nor it from any.
 """
 
 from typing import Any, NamedTuple
@@ -89,6 +89,8 @@ def seed_of_model(params: Params) -> UInt32[Array, ""]:
     """
     total = jnp.zeros((), jnp.uint32)
     for leaf in jax.tree.leaves(params):
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            leaf = jax.random.key_data(leaf)
         word = jnp.dtype(f"uint{8 * leaf.dtype.itemsize}")
         bits = leaf if leaf.dtype == jnp.bool_ else jax.lax.bitcast_convert_type(leaf, word)
         bits = bits.ravel().astype(jnp.uint32)
@@ -261,8 +263,8 @@ def aggregate(
     key: PRNGKey,
     aggregation: Aggregation,
     memory: Memory,
-    total: Params | tuple[()],
-    forwarded: Updates | None,
+    total: PyTree[Any],
+    forwarded: PyTree[Any],
     remaining: faults.Remaining,
 ) -> tuple[Memory, Params]:
     """The server's reduction of the forwarded updates, by the weights of those who remain.

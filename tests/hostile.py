@@ -20,7 +20,7 @@ DIRECTIONS = jax.tree.map(lambda leaf: leaf[:2], UPDATES)
 UNITS = mx.units.partition(MODEL)
 ORIGINS = jnp.tile(jnp.arange(4)[::-1, None], (1, 2))
 ACTIVE = jnp.array([True, True, False, True])
-STATISTICS = mx.observation.statistics(UPDATES, DIRECTIONS, UNITS)
+STATISTICS = mx.attacks.sim.statistics(UPDATES, DIRECTIONS, UNITS)
 EXAMPLES = [{"x": np.ones((count, 2), np.float32)} for count in (3, 2, 1, 2)]
 DATA = mx.data.stack(EXAMPLES)
 AUXILIARY = mx.data.stack(EXAMPLES[:2])
@@ -191,10 +191,6 @@ CALLS: dict[str, Call] = {
         {"key": key, "arrivals": whole(3), "capacity": whole(4), "list_size": whole(2),
          "units": whole(2)},
     ),
-    "mixing.least_clients": Call(
-        mx.mixing.least_clients,
-        {"mix": ("function", FULL), "clients": whole(4), "units": whole(2)},
-    ),
     "aggregation.relative_weights": Call(
         mx.aggregation.relative_weights, {"weights": ("rows", ROWS), "active": active}
     ),
@@ -255,14 +251,14 @@ CALLS: dict[str, Call] = {
         mx.units.dots, {"units": units, "update": model, "directions": directions}
     ),
     "units.squared_norms": Call(mx.units.squared_norms, {"units": units, "update": model}),
-    "observation.statistics": Call(
-        mx.observation.statistics, {"updates": tree, "directions": directions, "units": units}
+    "sim.statistics": Call(
+        mx.attacks.sim.statistics, {"updates": tree, "directions": directions, "units": units}
     ),
-    "observation.direction_squared_norms": Call(
-        mx.observation.direction_squared_norms, {"directions": directions, "units": units}
+    "sim.direction_squared_norms": Call(
+        mx.attacks.sim.direction_squared_norms, {"directions": directions, "units": units}
     ),
-    "observation.mix_statistics": Call(
-        mx.observation.mix_statistics, {"origins": origins, "statistics": statistics}
+    "sim.mix_statistics": Call(
+        mx.attacks.sim.mix_statistics, {"origins": origins, "statistics": statistics}
     ),
     "sim.scores": Call(mx.attacks.sim.scores, {"updates": tree, "directions": directions}),
     "sim.cosine": Call(mx.attacks.sim.cosine, {"statistics": statistics}),

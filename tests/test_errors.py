@@ -250,9 +250,9 @@ REFUSALS: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: mx.mixing.apply(ORIGINS, UPDATES, mx.units.partition(MODEL, "leaf")), r"\[4, 3\]",
     ),
     "statistics of another shape": (
-        lambda: mx.observation.mix_statistics(
+        lambda: mx.attacks.sim.mix_statistics(
             ORIGINS[:2],
-            mx.observation.Statistics(jnp.ones((4, 2, 2)), jnp.ones((4, 2)), jnp.ones((2, 2))),
+            mx.attacks.sim.Statistics(jnp.ones((4, 2, 2)), jnp.ones((4, 2)), jnp.ones((2, 2))),
         ),
         r"origins of shape \[4, 2\]",
     ),
@@ -359,7 +359,7 @@ REFUSALS: dict[str, tuple[Callable[[], Any], str]] = {
     "nobody active in draws": (
         lambda: mx.evaluation.attribution_over_draws(
             KEY,
-            mx.observation.statistics(UPDATES, UPDATES, UNITS),
+            mx.attacks.sim.statistics(UPDATES, UPDATES, UNITS),
             [0] * 4,
             mx.mixing.keep(),
             [False] * 4,

@@ -207,9 +207,9 @@ def test_membership_metrics_keep_leading_axes_and_are_nan_where_undefined(metric
     assert not np.isnan(metric(scores, members, np.arange(8) != 2)).any()
 
 
-def random_statistics(seed: int, clients: int, units: int) -> mx.observation.Statistics:
+def random_statistics(seed: int, clients: int, units: int) -> mx.attacks.sim.Statistics:
     keys = jax.random.split(jax.random.key(seed), 3)
-    return mx.observation.Statistics(
+    return mx.attacks.sim.Statistics(
         jax.random.normal(keys[0], (clients, units, VALUES)),
         jax.random.uniform(keys[1], (clients, units)) + 1,
         jax.random.uniform(keys[2], (units, VALUES)) + 1,
@@ -227,7 +227,7 @@ def test_the_unit_level_is_bit_equal_under_any_mixing(seed: int) -> None:
     assert unmixed.shape == (units,)
     for mix in (mx.mixing.full_round(), mx.mixing.proxy(2), mx.mixing.shuffle()):
         origins = mix(jax.random.key(seed), active, units)
-        mixed = mx.observation.mix_statistics(origins, plain)
+        mixed = mx.attacks.sim.mix_statistics(origins, plain)
         level = evaluation.unit_level(mx.attacks.sim.unit_cosine(mixed), origins, truth, active)
         np.testing.assert_array_equal(level, unmixed)
 

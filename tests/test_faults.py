@@ -1,5 +1,6 @@
 """A client that sends rubbish is left out of the round, and never spreads."""
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -16,6 +17,7 @@ COUNTS = (1, 3, 2, 3, 1, 2)
 BAD = np.array([False, True, False, True, False, False])
 PARAMS = {"in": {"w": jnp.array([0.5, 0.1])}, "out": {"b": jnp.float32(0.1)}}
 MIXED = mx.defences.mixnn()
+STACKED = dataclasses.replace(mx.aggregation.mean, additive=False)
 
 
 def cohort(**poison: float) -> mx.data.ClientData:
@@ -45,10 +47,6 @@ LOCAL = mx.client.local_training(loss_fn, optax.sgd(0.2), batch_size=3)
 ATTACK = mx.attacks.sim.passive(mx.data.take(cohort(), [0, 5]))
 
 
-def stacked_mean(updates: Any, active: Any) -> Any:
-    return mx.aggregation.mean(updates, active)
-
-
 @functools.cache
 def federation(**options: Any) -> mx.federation.Federation:
     options = {"defence": MIXED, "attack": ATTACK} | options
@@ -68,34 +66,62 @@ def assert_close(one: Any, other: Any) -> None:
     )
 
 
+def scaled(record: Any, factor: np.float32) -> Any:
+    """The record where every forwarded row is longer by the factor."""
+
+    def terms(found: Any) -> Any:
+        return found._replace(
+            dots=found.dots * factor, squared_norms=found.squared_norms * factor**2
+        )
+
+    seen = record.observation
+    updates = jax.tree.map(lambda leaf: leaf * factor, seen.updates)
+    return record._replace(
+        observation=seen._replace(measures=terms(seen.measures), updates=updates),
+        truth=record.truth._replace(measures=terms(record.truth.measures)),
+    )
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e30], ids=str)
 @pytest.mark.parametrize("options", [{}, {"keep_updates": True}], ids=["folded", "stacked"])
 def test_a_round_with_broken_clients_is_the_round_of_the_others(
     value: float, options: dict[str, Any]
 ) -> None:
     state, record = run(cohort(x=value), **options)
-    # as if the same clients had stayed away: the same mixing, weights and scores
+    # as if the same clients had stayed away: the same mixing, model and scores
     expected, other = run(cohort()._replace(active=jnp.array(~BAD)), **options)
     assert_close(state, expected)
-    assert_close(record._replace(excluded=None), other._replace(excluded=None))
+    # but for the factor that weights relative to all who trained leave on every forwarded row
+    counts = np.array(COUNTS)
+    factor = np.float32(CLIENTS / counts.sum() / (np.sum(~BAD) / counts[~BAD].sum()))
+    assert abs(factor - 1) > 0.1
+    assert_close(record._replace(excluded=None), scaled(other, factor)._replace(excluded=None))
     np.testing.assert_array_equal(record.excluded, np.tile(BAD, (3, 1)))
     np.testing.assert_array_equal(record.observation.active, np.tile(~BAD, (3, 1)))
     assert record.stepped.all()
-    seen = (state, record.observation, record.scores, record.truth, record.loss[:, ~BAD])
+    seen = (state, record.observation, record.findings, record.truth, record.loss[:, ~BAD])
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(seen))
 
 
-def test_the_weights_of_those_who_remain_are_relative_to_them() -> None:
-    _, record = run(cohort(x=np.nan), 1, defence=None, keep_updates=True, attack=None)
+@pytest.mark.parametrize("aggregate", [mx.aggregation.mean, STACKED], ids=["folded", "stacked"])
+def test_rows_weigh_relative_to_all_who_train_and_the_step_to_those_who_remain(
+    aggregate: Any,
+) -> None:
+    options = {"defence": None, "keep_updates": True, "attack": None, "aggregate": aggregate}
+    state, record = run(cohort(x=np.nan), 1, **options)
     updates = jax.tree.map(lambda leaf: leaf[0], record.observation.updates)
     own = mx.cohort.run(jax.random.key(0), PARAMS, cohort(), LOCAL)
-    share = np.where(BAD, 0, COUNTS) * (np.sum(~BAD) / np.sum(np.array(COUNTS)[~BAD]))
+    share = np.where(BAD, 0, COUNTS) / np.sum(COUNTS) * CLIENTS
+    remaining = np.where(BAD, 0, COUNTS) / np.sum(np.array(COUNTS)[~BAD])
+    steps = jax.tree.map(jnp.subtract, state.params, PARAMS)
     # one full batch: the update does not depend on the key
-    for leaf, whole in zip(jax.tree.leaves(updates), jax.tree.leaves(own), strict=True):
-        rows = np.asarray(whole).reshape(CLIENTS, -1) * share[:, None]
-        np.testing.assert_allclose(np.reshape(leaf, (CLIENTS, -1)), rows, rtol=1e-5, atol=1e-7)
-    # relative to all who trained they would be others
-    assert np.abs(share - np.array(COUNTS) / 2)[~BAD].min() > 0.1
+    for leaf, whole, step in zip(*map(jax.tree.leaves, (updates, own, steps)), strict=True):
+        flat = np.asarray(whole).reshape(CLIENTS, -1)
+        rows = np.reshape(leaf, (CLIENTS, -1))
+        np.testing.assert_allclose(rows, flat * share[:, None], rtol=1e-5, atol=1e-7)
+        np.testing.assert_allclose(np.ravel(step), remaining @ flat, rtol=1e-5, atol=1e-6)
+    # the plain mean of the rows would be another step
+    assert np.abs(share / np.sum(~BAD) - remaining)[~BAD].min() > 0.03
 
 
 def test_a_healthy_cohort_is_not_touched() -> None:
@@ -133,7 +159,7 @@ def test_nobody_but_a_lone_sound_client_is_not_forwarded() -> None:
     assert not record.observation.active.any()
     assert not record.stepped.any()
     np.testing.assert_array_equal(record.truth.origins[0], np.tile(range(CLIENTS), (2, 1)).T)
-    np.testing.assert_array_equal(record.observation.statistics.dots, 0)
+    np.testing.assert_array_equal(record.observation.measures.dots, 0)
     jax.tree.map(np.testing.assert_array_equal, state.params, PARAMS)
 
 
@@ -145,7 +171,7 @@ def test_a_client_that_breaks_in_some_rounds_is_back_in_the_others() -> None:
             update=jax.tree.map(lambda leaf: jnp.where(broken, jnp.nan, leaf), result.update)
         )
 
-    fed = mx.federation.fedavg(local, defence=MIXED, attack=ATTACK)
+    fed = mx.federation.fedavg(local, defence=MIXED, attack=ATTACK, keep_probe=True)
     state, record = mx.federation.run(jax.random.key(1), fed, fed.init(PARAMS), cohort(), 20)
     excluded = np.asarray(record.excluded)
     assert 10 < excluded.sum() < 60
@@ -154,8 +180,8 @@ def test_a_client_that_breaks_in_some_rounds_is_back_in_the_others() -> None:
         record.observation.active[record.stepped], ~excluded[record.stepped]
     )
     # the server's own training breaks too: a direction that is no number scores zero
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((state, record.scores)))
-    assert np.isnan(record.observation.statistics.direction_squared_norms).any()
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((state, record.findings)))
+    assert np.isnan(record.probe.references["in"]["w"]).any()
 
 
 def test_an_aggregate_that_overflows_is_no_step() -> None:

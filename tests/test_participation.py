@@ -171,9 +171,9 @@ def test_a_round_of_some_is_the_round_of_a_cohort_of_them() -> None:
     np.testing.assert_allclose(record.loss[:, mask], own.loss, rtol=1e-4)
     assert np.isnan(np.asarray(record.loss)[:, ~mask]).all()
     np.testing.assert_allclose(
-        record.truth.statistics.dots[:, mask], own.truth.statistics.dots, rtol=1e-3, atol=1e-6
+        record.truth.measures.dots[:, mask], own.truth.measures.dots, rtol=1e-3, atol=1e-6
     )
-    np.testing.assert_array_equal(np.asarray(record.scores)[:, ~mask], 0)
+    np.testing.assert_array_equal(np.asarray(record.findings)[:, ~mask], 0)
     assert np.all(record.stepped)
     assert not np.any(record.excluded)
 
@@ -219,7 +219,7 @@ def test_too_few_clients_forward_nothing_and_change_nothing(stacked: bool, lone:
     assert not np.any(record.observation.active)
     assert np.isfinite(record.loss).sum() == lone
     seen = record.observation
-    for leaf in jax.tree.leaves((seen.updates, seen.statistics[:2], record.scores)):
+    for leaf in jax.tree.leaves((seen.updates, seen.measures, record.findings)):
         np.testing.assert_array_equal(leaf, 0)
     third, record = mx.federation.run(jax.random.key(0), fed, two, cohort(4), 1)
     assert record.stepped.all()
@@ -234,12 +234,12 @@ def test_without_mixing_one_client_is_enough() -> None:
 
 
 def test_a_mix_made_of_others_needs_as_many_clients_as_they() -> None:
-    least = functools.partial(mx.mixing.least_clients, clients=5, units=2)
-    assert least(mx.mixing.keep()) == 1
-    for mix in (mx.mixing.shuffle(), mx.mixing.full_round(), mx.mixing.proxy(2)):
-        assert least(mix) == 2
-        assert least(mx.mixing.compose(mx.mixing.keep(), mix)) == 2
-    assert jax.jit(lambda: least(mx.mixing.full_round()))() == 2
+    keep, shuffle, proxy = mx.mixing.keep(), mx.mixing.shuffle(), mx.mixing.proxy(2)
+    assert keep.least == 1
+    assert [mix.least for mix in (shuffle, mx.mixing.full_round(), proxy)] == [2, 2, 2]
+    assert mx.mixing.compose(keep, keep).least == 1
+    assert mx.mixing.compose(keep, shuffle).least == 2
+    assert mx.mixing.compose(shuffle, keep, keep).least == 2
 
 
 def test_a_client_that_stays_away_is_not_trained() -> None:

@@ -65,7 +65,7 @@ def test_a_streamed_federation_runs_with_mixing_and_attack() -> None:
         )
         state = federation.init(PARAMS)
         records.append(mx.federation.run(jax.random.key(2), federation, state, cohort_data, 2)[1])
-    np.testing.assert_array_equal(records[0].scores, records[1].scores)
+    np.testing.assert_array_equal(records[0].findings, records[1].findings)
 
 
 @pytest.mark.parametrize("devices", [1, 2])
@@ -131,15 +131,15 @@ def test_a_round_lowers_for_accelerators(platform: str) -> None:
 
     def step(seed: Any, state: Any, data: Any) -> Any:
         state, record = federation.step(jax.random.key(seed), state, data)
-        return state, record.scores
+        return state, record.findings
 
     exported = jax.export.export(jax.jit(step), platforms=[platform])(0, state, data)
     assert exported.platforms == (platform,)
 
 
-def statistics(clients: int) -> mx.observation.Statistics:
+def statistics(clients: int) -> mx.attacks.sim.Statistics:
     keys = jax.random.split(jax.random.key(3), 2)
-    return mx.observation.Statistics(
+    return mx.attacks.sim.Statistics(
         dots=jax.random.normal(keys[0], (clients, 2, 2)),
         squared_norms=1 + jax.random.uniform(keys[1], (clients, 2)),
         direction_squared_norms=jnp.ones((2, 2)),

@@ -16,8 +16,8 @@ fixed = hypothesis.settings(derandomize=True, deadline=None, max_examples=25)
 scores_jit = jax.jit(sim.scores)
 cosine, unit_cosine = jax.jit(sim.cosine), jax.jit(sim.unit_cosine)
 circumcenter = jax.jit(sim.circumcenter)
-statistics_of = jax.jit(mx.observation.statistics, static_argnums=2)
-mix_statistics = jax.jit(mx.observation.mix_statistics)
+statistics_of = jax.jit(sim.statistics, static_argnums=2)
+mix_statistics = jax.jit(sim.mix_statistics)
 apply = jax.jit(mx.mixing.apply, static_argnums=2)
 GRANULARITIES = ["model", "layer", "leaf", mx.units.chunks(5), lambda path: path[0][0]]
 
@@ -114,7 +114,7 @@ def test_many_mixings_of_one_rounds_statistics_agree_with_each_alone() -> None:
 
     mapped = jax.jit(jax.vmap(attack))(draws)
     close(mapped, jnp.stack([jax.jit(attack)(origins) for origins in draws]))
-    eager = mx.observation.mix_statistics(draws[0], statistics)
+    eager = sim.mix_statistics(draws[0], statistics)
     close(mapped[0], sim.cosine(eager))
 
 
@@ -303,14 +303,14 @@ def test_the_active_server_sends_a_model_equidistant_from_the_attribute_models(
     passive = prepared(sim.passive(auxiliary), key)
     active = prepared(sim.active(auxiliary), key)
     close(passive.params, PARAMS, atol=0)
-    models = jax.tree.map(lambda a, b: a[None] + b, PARAMS, passive.directions)
+    models = jax.tree.map(lambda a, b: a[None] + b, PARAMS, passive.references)
     apart = distances(active.params, models)
     np.testing.assert_allclose(apart, apart[0], rtol=1e-4)
-    reached = jax.tree.map(lambda a, b: a[None] + b, active.params, active.directions)
+    reached = jax.tree.map(lambda a, b: a[None] + b, active.params, active.references)
     close(reached, models, atol=1e-4)
-    lengths = np.linalg.norm(rows_of(active.directions), axis=1)
+    lengths = np.linalg.norm(rows_of(active.references), axis=1)
     np.testing.assert_allclose(lengths, lengths[0], rtol=1e-4)
-    unchanged = np.linalg.norm(rows_of(passive.directions), axis=1)
+    unchanged = np.linalg.norm(rows_of(passive.references), axis=1)
     assert not np.allclose(unchanged, unchanged[0], rtol=1e-2)
 
 
@@ -326,10 +326,13 @@ def test_passive_directions_are_the_local_training_of_each_attribute() -> None:
     close(found, again)
 
 
-def test_an_attack_scores_the_statistics_of_its_observation() -> None:
+def test_an_attacks_findings_are_the_scores_of_what_it_measured() -> None:
     updates, directions = model_stack(0, 4), model_stack(1, 2)
-    units = mx.units.partition(first(updates))
-    statistics = statistics_of(updates, directions, units)
-    observation = mx.observation.Observation(jnp.ones(4, bool), statistics, None)
+    probe = mx.attacks.Probe(first(updates), directions)
     for attack in (sim.passive(auxiliary_data(2)), sim.active(auxiliary_data(2))):
-        close(attack.score(observation), scores_jit(updates, directions))
+        for granularity in GRANULARITIES:
+            units = mx.units.partition(first(updates), granularity)
+            measured = mx.measures.of(attack.measure, probe, units, updates)
+            observation = mx.observation.Observation(jnp.ones(4, bool), measured, None)
+            found = attack.observe(jax.random.key(0), probe, observation)
+            close(found, scores_jit(updates, directions))

@@ -12,13 +12,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from mixjax import _validate, cohort
+from mixjax import _validate, cohort, measures
 from mixjax import units as units_lib
 from mixjax.attacks.base import Attack, Probe
 from mixjax.client import LocalTraining
 from mixjax.data import ClientData
 from mixjax.observation import Observation
-from mixjax.types import Directions, Params, PRNGKey, Updates
+from mixjax.types import Directions, Origins, Params, PRNGKey, Updates
 from mixjax.types import wide as wide_dtype
 
 
@@ -71,6 +71,13 @@ def direction_squared_norms(
     """Squared norm of each unit of each direction."""
     _validate.check_client_axis(directions, "directions", axis="attributes")
     return jax.vmap(units_lib.squared_norms, (None, 0), out_axes=1)(units, directions)
+
+
+def mix_statistics(origins: Origins, statistics: Statistics) -> Statistics:
+    """The statistics of mixed updates, from those of the unmixed ones; see `measures.mix`."""
+    _validate.check_statistics(statistics)
+    dots, squares, direction_squares = statistics
+    return Statistics(*measures.mix(origins, Terms(dots, squares)), direction_squares)
 
 
 def scores(updates: Updates, directions: Directions) -> Float[Array, "clients attributes"]:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from mixjax import _validate, measures, mixing
+from mixjax import _validate, mixing
 from mixjax.attacks import sim
 from mixjax.attacks.sim import Statistics
 from mixjax.evaluation._arrays import Values, aligned, mean_over_present, share
@@ -174,8 +174,7 @@ def _attribution_over_draws(
 ) -> Array:
     def one(draw: Array) -> Array:
         origins = mix(jax.random.fold_in(key, draw), active, statistics.squared_norms.shape[-1])
-        dots, squares = measures.mix(origins, (statistics.dots, statistics.squared_norms))
-        scores = sim.cosine(statistics._replace(dots=dots, squared_norms=squares))
+        scores = sim.cosine(sim.mix_statistics(origins, statistics))
         right = (jnp.argmax(scores, axis=-1) == truth) & active
         return jnp.sum(right) / jnp.sum(active)
 

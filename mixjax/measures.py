@@ -15,7 +15,7 @@ from jaxtyping import Array, PyTree, Shaped
 
 from mixjax import _validate
 from mixjax import units as units_lib
-from mixjax.types import Directions, Origins, Params, PRNGKey, Updates
+from mixjax.types import Directions, Origins, Params, ParamShapes, PRNGKey, Updates
 
 
 def mix(origins: Origins, measures: PyTree[Any]) -> PyTree[Any]:
@@ -33,14 +33,14 @@ def mix(origins: Origins, measures: PyTree[Any]) -> PyTree[Any]:
         checked, origins are clipped to the cohort.
     """
     clients = _validate.check_client_axis(measures, "measures")
-    units = getattr(origins, "shape", (0, 0))[-1:]
+    units = (getattr(origins, "shape", None) or (0,))[-1]
     for name, leaf in _validate.named_leaves(measures):
-        if leaf.shape[1:2] != tuple(units):
+        if leaf.shape[1:2] != (units,):
             raise _validate.InputError(
                 f"expected measures [clients, units, ...] for origins of {units} units; got "
                 f"{name}: {tuple(leaf.shape)}."
             )
-    _validate.check_origins(origins, clients, *units)
+    _validate.check_origins(origins, clients, units)
 
     def permute(leaf: Array) -> Array:
         rows = origins.reshape(*origins.shape, *[1] * (leaf.ndim - 2))
@@ -68,7 +68,7 @@ def of(
     return jax.vmap(lambda update: measure(probe, units, update))(updates)
 
 
-def random_directions(key: PRNGKey, params: Params, count: int) -> Directions:
+def random_directions(key: PRNGKey, params: ParamShapes, count: int) -> Directions:
     """Directions of independent signs: their inner products are a random projection.
 
     Inner products with K of them, divided by the root of K, keep the inner products and

@@ -21,7 +21,18 @@ from mixjax.types import Active, PRNGKey, Scalar
 
 @runtime_checkable
 class Participation(Protocol):
-    """Draws who takes part in a round."""
+    """Draws who takes part in a round.
+
+    Clients that come every third round, in turn:
+
+    >>> import jax, jax.numpy as jnp, mixjax as mx
+    >>> def in_turn(key, number, data):
+    ...     return data.active & (data.ids % 3 == number % 3)
+    >>> data = mx.data.stack([{"x": jnp.ones((1, 2))}] * 4)
+    >>> in_turn(jax.random.key(0), 3, data).tolist()
+    [True, False, False, True]
+    >>> some = mx.participation.compose(in_turn, mx.participation.dropout(0.1))
+    """
 
     def __call__(self, key: PRNGKey, number: Int[Array, ""], data: ClientData, /) -> Active:
         """Choose among the clients that are there.

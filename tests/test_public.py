@@ -21,13 +21,17 @@ PUBLIC = [
     "datasets",
     "defences",
     "evaluation",
+    "faults",
     "federation",
+    "measures",
     "mix",
     "mixing",
     "models",
     "observation",
     "ops",
     "participation",
+    "records",
+    "rounds",
     "sharding",
     "types",
     "units",
@@ -36,11 +40,13 @@ PUBLIC = [
 DEFINED = {
     "accounting": "gaussian_delta gaussian_epsilon gaussian_noise_multiplier noise_multiplier "
     "shuffled_delta shuffled_epsilon",
-    "aggregation": "Aggregation coordinate_median krum mean relative_weights scale trimmed_mean",
+    "aggregation": "Aggregation Reduce as_aggregation coordinate_median krum mean relative_weights "
+    "scale trimmed_mean",
     "attacks": "",
-    "attacks.base": "Attack Prepare Probe Score",
+    "attacks.base": "Attack Init Measure Observe Prepare Probe check",
     "attacks.membership": "scores unit_scores",
-    "attacks.sim": "active circumcenter cosine directions passive scores unit_cosine",
+    "attacks.sim": "Statistics Terms active circumcenter cosine direction_squared_norms directions "
+    "measure mix_statistics observe passive scores statistics unit_cosine",
     "checkpoint": "check_config exclusive latest restore run run_segments stop_on_signals",
     "client": "LocalResult LocalTraining LossFn local_training per_example_losses streamed",
     "cohort": "client_key default_chunk_size fold run zero_unless",
@@ -60,14 +66,20 @@ DEFINED = {
     "evaluation.intervals": "Interval bootstrap wilson",
     "evaluation.linkage": "neighbours relink_rank unit_distances",
     "evaluation.ranking": "auc membership_auc true_positive_rate",
-    "federation": "BrokenUpdateError Federation FederationState Init Record Step Truth fedavg run",
-    "mixing": "Mix apply apply_in_place compose full_round keep least_clients mix proxy shuffle "
-    "stream",
+    "faults": "BrokenUpdateError Remaining is_sound leave_out",
+    "federation": "Federation Init Parts Step fedavg play_round run",
+    "measures": "mix of random_directions",
+    "mixing": "Draw Mix apply apply_in_place as_mix compose full_round keep mix next_draw proxy "
+    "shuffle stream",
     "models": "GroupNorm ImageCNN MLP SensorCNN",
-    "observation": "Observation Statistics direction_squared_norms mix_statistics statistics",
+    "observation": "Observation",
     "ops": "avg_pool conv_general_dilated group_norm max_pool",
     "participation": "Participation compose deadline dropout everyone fraction log_normal poisson "
     "schedule uniform",
+    "records": "FederationState Memories Record Truth replay",
+    "rounds": "AttackKeys ClientKeys RoundKeys Trained aggregate all_finite attack_keys choose "
+    "choose_tree client_keys first_memories forward observe prepare round_keys seed_of_model "
+    "take_step train weigh zero_rows",
     "sharding": "clients_mesh use_host_devices",
     "types": "wide",
     "units": "Chunks Segment Units chunks describe dots parameter_counts partition squared_norms",

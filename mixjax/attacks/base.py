@@ -73,18 +73,28 @@ class Attack(NamedTuple):
     to those who train: where updates were left out, a factor common to all slots remains. Rows
     that were not forwarded are zero.
 
-    An attack that remembers the longest update that each slot carried, and names the slots that
-    broke their record:
+    A server that remembers the longest update of each unit in each slot, and names the slot:
 
     >>> import jax, jax.numpy as jnp, mixjax as mx
     >>> def init(params, units, clients):
-    ...     return jnp.zeros(clients)
+    ...     return jnp.zeros((clients, len(units.names)))
     >>> def measure(probe, units, update):
     ...     return mx.units.squared_norms(units, update)
     >>> def observe(key, longest, probe, observation):
-    ...     lengths = jnp.sqrt(jnp.sum(observation.measures, axis=1))
-    ...     return jnp.maximum(longest, lengths), lengths > longest
+    ...     longest = jnp.maximum(longest, observation.measures)
+    ...     return longest, jnp.argmax(longest, axis=0)
     >>> attack = mx.attacks.Attack(init, None, measure, observe)
+
+    It sees through plain federated learning that client 2 moves most:
+
+    >>> def local(key, params, data):
+    ...     move = lambda leaf: jnp.full_like(leaf, data.ids)
+    ...     return mx.client.LocalResult(jax.tree.map(move, params), jnp.float32(0))
+    >>> federation = mx.federation.fedavg(local, attack=attack)
+    >>> state = federation.init({"a": {"w": jnp.zeros(2)}, "b": {"w": jnp.zeros(3)}}, clients=3)
+    >>> data = mx.data.stack([{"x": jnp.ones((1, 2))}] * 3)
+    >>> mx.federation.run(jax.random.key(0), federation, state, data, 2)[1].findings.tolist()
+    [[2, 2], [2, 2]]
 
     Attributes:
       init: `(params, units, clients) -> memory`, or None.

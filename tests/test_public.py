@@ -63,7 +63,7 @@ DEFINED = {
     "federation": "BrokenUpdateError Federation FederationState Init Record Step Truth fedavg run",
     "mixing": "Mix apply apply_in_place compose full_round keep least_clients mix proxy shuffle "
     "stream",
-    "models": "GroupNorm ImageCNN MLP SensorCNN",
+    "models": "GroupNorm ImageCNN MLP SensorCNN cross_entropy initial",
     "observation": "Observation Statistics direction_squared_norms mix_statistics statistics",
     "ops": "avg_pool conv_general_dilated group_norm max_pool",
     "participation": "Participation compose deadline dropout everyone fraction log_normal poisson "

@@ -207,6 +207,10 @@ def test_resumed_with_another_layout_it_is_equal_up_to_summation(
 
 def test_the_folder_is_closed_to_others(done: Path) -> None:
     assert stat.S_IMODE(done.stat().st_mode) == 0o700
+    # a copy of the parts stays closed too
+    inside = [path for part in ("records", "states") for path in (done / part).rglob("*")]
+    modes = {path: stat.S_IMODE(path.stat().st_mode) for path in inside}
+    assert modes == {path: 0o600 if path.is_file() else 0o700 for path in inside}
 
 
 def damage_state(folder: Path) -> None:
@@ -277,7 +281,7 @@ def test_records_without_a_checkpoint_are_not_lost_silently(copy: Path) -> None:
 
 def test_what_a_kill_leaves_half_done_is_removed(copy: Path) -> None:
     (copy / "records" / "00000005-00000007.npz").write_bytes(b"whole, but not yet described")
-    (copy / "records" / "00000005-00000007.npz.partial").write_bytes(b"torn")
+    (copy / "records" / "00000005-00000007.npz.5a.partial").write_bytes(b"torn")
     shutil.copytree(copy / "states/00000005", copy / "states/00000007")
     shutil.copytree(copy / "states/00000005", copy / "states/00000007.orbax-checkpoint-tmp")
     before = files(copy) - {name for name in files(copy) if "00000007" in name}

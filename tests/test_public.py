@@ -73,6 +73,9 @@ DEFINED = {
     "units": "Chunks Segment Units chunks describe dots parameter_counts partition squared_norms",
 }
 
+PASSED_ON = {"checkpoint": ["replacing"]}
+"""What a module makes public that a private one defines."""
+
 
 def test_the_public_names_are_these() -> None:
     assert mx.__all__ == PUBLIC
@@ -91,13 +94,20 @@ def test_each_module_defines_these(module: str) -> None:
         and getattr(value, "__module__", None) == loaded.__name__
     ]
     assert sorted(defined) == DEFINED[module].split()
+    private = [
+        name
+        for name, value in vars(loaded).items()
+        if not name.startswith("_") and getattr(value, "__module__", "").startswith("mixjax._")
+    ]
+    assert sorted(private) == PASSED_ON.get(module, [])
 
 
 @pytest.mark.parametrize("module", DEFINED)
 def test_everything_public_is_documented(module: str) -> None:
     loaded = importlib.import_module(f"mixjax.{module}")
     assert loaded.__doc__
-    docs = {name: getattr(loaded, name).__doc__ or "" for name in DEFINED[module].split()}
+    names = [*DEFINED[module].split(), *PASSED_ON.get(module, [])]
+    docs = {name: getattr(loaded, name).__doc__ or "" for name in names}
     # a NamedTuple or flax module without a docstring gets its signature for one
     assert [name for name, doc in docs.items() if not doc or doc.startswith(f"{name}(")] == []
 
@@ -111,6 +121,8 @@ def test_importing_mixjax_is_light_and_models_are_loaded_when_asked_for() -> Non
     program = """
 import sys
 import mixjax
+assert {*mixjax.__all__, "__version__"} <= {*dir(mixjax)}
+assert len({*dir(mixjax)}) == len(dir(mixjax))
 heavy = {"tensorflow", "tensorflow_datasets", "matplotlib", "flax", "seglearn", "torch", "sklearn"}
 heavy |= {"orbax"}
 loaded = heavy & set(sys.modules)

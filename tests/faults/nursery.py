@@ -70,15 +70,17 @@ def kill_at(call: int) -> None:
             setattr(module, name, deadly(getattr(module, name)))
 
     class Torn:
-        """Half of the fatal write reaches the file."""
+        """Half of the fatal write, a file's first or second, reaches the file."""
 
         def __init__(self, file: Any) -> None:
-            self.file = file
+            self.file, self.writes = file, 0
 
         def write(self, content: Any) -> int:
             nonlocal left
-            left -= 1
-            if left == 0:
+            self.writes += 1
+            # an archive of records has forty: they would crowd out the file that matters most
+            left -= self.writes <= 2
+            if left == 0 and self.writes <= 2:
                 self.file.write(content[: len(content) // 2])
                 self.file.flush()
                 os.kill(os.getpid(), signal.SIGKILL)

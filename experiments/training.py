@@ -220,7 +220,7 @@ def _train(
     if setting.clip_norm is not None:
         defence = mx.defences.noisy_gradient(sigma, setting.clip_norm)
     if setting.mixed:
-        defence = mx.defences.combine(defence, mx.defences.mixnn())
+        defence = mx.defences.compose(defence, mx.defences.mixnn())
     federation = mx.federation.fedavg(
         local,
         defence=defence,

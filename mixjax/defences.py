@@ -4,6 +4,7 @@ The order is fixed: clip, then noise, on the client; then weights; then mixing, 
 mixed update must not be clipped again: its norm may exceed the bound though its parts don't.
 """
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Iterable
@@ -82,7 +83,7 @@ def noisy_gradient(sigma: Scalar, clip_norm: Scalar | None = None) -> Defence:
         return jax.tree.unflatten(structure, noisy)
 
     noise = Defence(perturb, mixing.keep())
-    return noise if clip_norm is None else combine(clipped(clip_norm), noise)
+    return noise if clip_norm is None else compose(clipped(clip_norm), noise)
 
 
 def top_k(fraction: float) -> Defence:
@@ -128,19 +129,29 @@ def mixnn(list_size: int | None = None) -> Defence:
     )
 
 
-def combine(first: Defence, second: Defence) -> Defence:
-    """Both: `second` perturbs what `first` perturbed, and mixes what `first` mixed.
+def compose(*parts: Defence) -> Defence:
+    """One after the other: each perturbs what the ones before perturbed, and mixes what they mixed.
 
-    >>> private = combine(noisy_gradient(0.01, clip_norm=1.0), mixnn())
+    >>> private = compose(noisy_gradient(0.01, clip_norm=1.0), mixnn())
+
+    Args:
+      parts: at least one; of one it is that one.
+
+    Raises:
+      InputError: without a part, or for one that is no defence.
     """
-    for part in (first, second):
+    _validate.check_some(parts, "defence such as defences.mixnn()")
+    for part in parts:
         _validate.check_component(part, Defence._fields, "a defence such as defences.mixnn()")
+    if len(parts) == 1:
+        return parts[0]
 
     def perturb(key: PRNGKey, update: Params) -> Params:
-        first_key, second_key = jax.random.split(key)
-        return second.perturb(second_key, first.perturb(first_key, update))
+        for own, part in zip(jax.random.split(key, len(parts)), parts, strict=True):
+            update = part.perturb(own, update)
+        return update
 
-    return Defence(perturb, mixing.compose(first.mix, second.mix))
+    return Defence(perturb, functools.reduce(mixing.compose, [part.mix for part in parts]))
 
 
 def _largest(leaves: list[Array], count: int) -> list[Array]:

@@ -53,7 +53,7 @@ DEFINED = {
     "datasets.mobiact": "Person Trial find_trials mobiact read_people read_recording with_all",
     "datasets.motionsense": "Person Trial find_trials motionsense read_people read_recording",
     "datasets.watch": "watch",
-    "defences": "Defence Perturb clipped combine mixnn noisy_gradient none shuffle top_k",
+    "defences": "Defence Perturb clipped compose mixnn noisy_gradient none shuffle top_k",
     "evaluation": "",
     "evaluation.accuracies": "attribution attribution_over_draws balanced_accuracy chance guesses "
     "permuted_attribution set_level unit_level",

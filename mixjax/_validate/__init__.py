@@ -61,6 +61,7 @@ from mixjax._validate.values import check_real as check_real
 from mixjax._validate.values import check_seed as check_seed
 from mixjax._validate.values import check_sequence as check_sequence
 from mixjax._validate.values import check_share as check_share
+from mixjax._validate.values import check_some as check_some
 from mixjax._validate.values import concrete as concrete
 from mixjax._validate.values import host_array as host_array
 from mixjax._validate.values import named_leaves as named_leaves

@@ -15,7 +15,6 @@ import optax
 from flax import linen as nn
 
 import mixjax as mx
-from experiments import training
 
 SAMPLES = 64
 BATCH = {"cnn": 32, "mlp": 16}
@@ -65,13 +64,13 @@ def _without_examples(clients: int) -> mx.data.ClientData:
 
 def loss_fn(workload: str) -> mx.client.LossFn:
     """Cross entropy of each example."""
-    return training.loss_of(model(workload))
+    return mx.models.cross_entropy(model(workload))
 
 
 def initial(workload: str) -> Any:
     """The first model."""
     example = jnp.zeros((1, *SHAPE[workload]))
-    return training.first_model(model(workload), jax.random.key(0), example)
+    return mx.models.initial(model(workload), jax.random.key(0), example)
 
 
 def federation(

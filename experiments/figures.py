@@ -62,9 +62,8 @@ def draw_all(rows: results.Rows, folder: Path) -> list[Path]:
             if figure is None:
                 continue
             path = folder / f"{name}.png"
-            partial = folder / f"{name}.partial"
-            figure.savefig(partial, format="png")
-            partial.replace(path)
+            with mx.checkpoint.replacing(path) as file:
+                figure.savefig(file, format="png")
             written.append(path)
     return written
 

@@ -177,7 +177,7 @@ def _look(
     _, record = federation.step(key, federation.init(params), train)
     return mx.attacks.membership.scores(
         key,
-        training.loss_of(setting.model),
+        mx.models.cross_entropy(setting.model),
         params,
         record.observation.updates,
         examples,

@@ -147,12 +147,8 @@ def write_json(path: Path, content: Any) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a file that appears complete or not at all."""
-    partial = path.with_suffix(".partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    with mx.checkpoint.replacing(path) as file:
+        file.write(text.encode())
 
 
 def config_dict(config: Any) -> dict[str, Any]:

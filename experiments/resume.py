@@ -28,7 +28,7 @@ def open_folder(
       config: the present options.
       resume: go on from what is there.
       overwrite: remove results that are there, and `figures` by name.
-      figures: names of the figures that a run draws.
+      figures: names of the figures that a run draws. What a kill left of one is removed.
 
     Raises:
       InputError: if there are results and neither is asked for, or they are of another config.
@@ -52,6 +52,9 @@ def open_folder(
     elif found:
         mx.checkpoint.check_config(_saved_config(out / CONFIG), config, str(out))
     out.mkdir(parents=True, exist_ok=True)
+    for name in (CONFIG, SUMMARY, *(f"{figure}.png" for figure in figures)):
+        for left in out.glob(f"{name}.*.partial"):
+            left.unlink()
     results.write_json(out / CONFIG, config)
 
 

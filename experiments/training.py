@@ -173,21 +173,10 @@ def units(setting: Setting, split: Split) -> mx.units.Units:
     return mx.units.partition(initial(setting, jax.random.key(0), split.train))
 
 
-def loss_of(model: nn.Module) -> mx.client.LossFn:
-    """Cross entropy of each example."""
-
-    def loss_fn(params: Any, batch: mx.data.Examples, key: jax.Array) -> jax.Array:
-        del key
-        logits: Any = model.apply({"params": params}, batch.inputs)
-        return optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
-
-    return loss_fn
-
-
 def local_training(setting: Setting) -> mx.client.LocalTraining:
     """What every client does."""
     return mx.client.local_training(
-        loss_of(setting.model),
+        mx.models.cross_entropy(setting.model),
         optax.sgd(setting.learning_rate, momentum=setting.momentum),
         batch_size=setting.batch_size,
         epochs=setting.epochs,
@@ -197,16 +186,7 @@ def local_training(setting: Setting) -> mx.client.LocalTraining:
 def initial(setting: Setting, key: jax.Array, train: mx.data.ClientData) -> Any:
     """The first model."""
     example = jax.tree.map(lambda leaf: leaf[0, :1], train.examples)
-    return first_model(setting.model, key, example.inputs)
-
-
-# optimizing a program that runs for milliseconds costs seconds
-@functools.partial(
-    jax.jit, static_argnames="model", compiler_options={"xla_backend_optimization_level": 0}
-)
-def first_model(model: nn.Module, key: jax.Array, inputs: jax.Array) -> Any:
-    """A network's first parameters, by a program of their own: not to be called under `jit`."""
-    return model.init(key, inputs)["params"]
+    return mx.models.initial(setting.model, key, example.inputs)
 
 
 @functools.partial(jax.jit, static_argnames=("setting", "mesh"))
@@ -240,7 +220,7 @@ def _train(
     if setting.clip_norm is not None:
         defence = mx.defences.noisy_gradient(sigma, setting.clip_norm)
     if setting.mixed:
-        defence = mx.defences.combine(defence, mx.defences.mixnn())
+        defence = mx.defences.compose(defence, mx.defences.mixnn())
     federation = mx.federation.fedavg(
         local,
         defence=defence,

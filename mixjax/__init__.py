@@ -65,6 +65,10 @@ __all__ = [
 ]
 
 
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
 def __getattr__(name: str) -> ModuleType:
     # flax, orbax and scipy, which only these need, take longer to import than the rest of mixjax
     if name in ("accounting", "checkpoint", "datasets", "evaluation", "models"):

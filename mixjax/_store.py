@@ -19,9 +19,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from mixjax import _validate
+from mixjax._files import PARTIAL, replacing
 from mixjax.types import PRNGKey
 
 LOCK = ".lock"
+# the files tell the key: a copy of the folder must not open them to others
+PRIVATE = 0o600
 
 
 class Store(NamedTuple):
@@ -52,16 +55,18 @@ class Store(NamedTuple):
     ) -> None:
         """Save the records of rounds start to stop - 1, and the state after them."""
         try:
-            with replacing(self._records(start, stop)) as file:
+            with replacing(self._records(start, stop), PRIVATE) as file:
                 np.savez(file, *records)
             target = self._state(stop)
             # orbax refuses empty arrays; `load` has them from the form
             leaves = {str(index): leaf for index, leaf in enumerate(state) if leaf.size}
             with _quiet(), contextlib.closing(ocp.PyTreeCheckpointer()) as checkpointer:
                 checkpointer.save(target, leaves, force=True)
+            for path in (target, *target.rglob("*")):
+                path.chmod(PRIVATE if path.is_file() else 0o700)
             content = {**(self.run or {}), "rounds": stop}
             content["digest"] = _digest_files(target, content)
-            with replacing(target.with_suffix(".json")) as file:
+            with replacing(target.with_suffix(".json"), PRIVATE) as file:
                 file.write(json.dumps(content, indent=1).encode())
         # orbax reports a full disk as one of several exceptions
         except Exception as error:
@@ -174,23 +179,8 @@ class Store(NamedTuple):
         for path in (self.folder / "records").iterdir():
             if path.suffix == ".npz" and _span(path)[1] > done:
                 path.unlink()
-        for path in self.folder.glob("*/*.partial"):
+        for path in self.folder.glob(f"*/*{PARTIAL}"):
             path.unlink()
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Any]:
-    """A binary file that appears under its name complete, or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with partial.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
 
 
 @contextlib.contextmanager

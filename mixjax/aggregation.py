@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from mixjax import _validate
-from mixjax.types import Active, Memory, Params, Updates, Weights
+from mixjax.types import Active, Memory, Params, Updates, Weights, floating
 from mixjax.types import wide as wide_dtype
 
 
@@ -111,7 +111,7 @@ def scale(updates: Updates, weights: Weights, active: Active | None = None) -> U
     factors = relative_weights(weights, active)
     return jax.tree.map(
         lambda leaf: (
-            leaf.astype(_float(leaf.dtype)) * _on_rows(factors, leaf).astype(_float(leaf.dtype))
+            leaf.astype(floating(leaf.dtype)) * _on_rows(factors, leaf).astype(floating(leaf.dtype))
         ),
         updates,
     )
@@ -135,7 +135,7 @@ def _mean(updates: Updates, active: Active | None = None) -> Params:
         total = jnp.tensordot(
             rows.astype(wide), kept.astype(wide), 1, precision=jax.lax.Precision.HIGHEST
         )
-        return (total / jnp.sum(rows).astype(wide)).astype(_float(leaf.dtype))
+        return (total / jnp.sum(rows).astype(wide)).astype(floating(leaf.dtype))
 
     return jax.tree.map(one, updates)
 
@@ -243,9 +243,5 @@ def _on_rows(values: Array, leaf: Array) -> Array:
 
 def _sorted_rows(leaf: Array, active: Active) -> Array:
     """Each coordinate in ascending order over active clients, infinities after them."""
-    leaf = leaf.astype(_float(leaf.dtype))
+    leaf = leaf.astype(floating(leaf.dtype))
     return jnp.sort(jnp.where(_on_rows(active, leaf), leaf, jnp.inf), axis=0)
-
-
-def _float(dtype: jnp.dtype) -> jnp.dtype:
-    return dtype if jnp.issubdtype(dtype, jnp.inexact) else jnp.dtype(jnp.float32)

@@ -29,6 +29,7 @@ import numpy as np
 
 from mixjax import _store, _validate
 from mixjax import federation as federation_lib
+from mixjax._files import replacing as replacing
 from mixjax.data import ClientData
 from mixjax.federation import Federation, FederationState, Record
 from mixjax.types import PRNGKey

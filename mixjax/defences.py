@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from mixjax import _validate, mixing
-from mixjax.types import Params, PRNGKey, Scalar, wide
+from mixjax.types import Params, PRNGKey, Scalar, times, wide
 
 
 @runtime_checkable
@@ -27,6 +27,16 @@ class Perturb(Protocol):
 
 class Defence(NamedTuple):
     """What happens to updates between the clients and the server.
+
+    Signs alone, behind a proxy that shuffles whole updates:
+
+    >>> import jax, jax.numpy as jnp, mixjax as mx
+    >>> def signs(key, update):
+    ...     return jax.tree.map(jnp.sign, update)
+    >>> defence = mx.defences.Defence(signs, mx.mixing.shuffle())
+    >>> defence.perturb(jax.random.key(0), {"w": jnp.array([0.3, -2.0])})["w"].tolist()
+    [1.0, -1.0]
+    >>> both = mx.defences.compose(mx.defences.clipped(1.0), defence, mx.defences.mixnn())
 
     Attributes:
       perturb: `(key, update) -> update`, on each client.
@@ -43,7 +53,17 @@ def none() -> Defence:
 
 
 def clipped(norm: Scalar) -> Defence:
-    """Scale an update down to Euclidean norm `norm` where it is longer."""
+    """Scale an update down to Euclidean norm `norm` where it is longer.
+
+    | update | result |
+    |---|---|
+    | zero, or an empty tree | as it is |
+    | no longer than `norm` | as it is, bit for bit |
+    | longer | its direction at length `norm`, up to rounding |
+    | a NaN in any coordinate | as it is: a federation excludes it |
+    | an infinity, or a squared norm beyond float32 | NaN: a federation excludes it |
+    | integers or booleans | the same as float32 |
+    """
     _validate.check_positive(norm, "clip norm")
 
     def perturb(key: PRNGKey, update: Params) -> Params:
@@ -53,7 +73,8 @@ def clipped(norm: Scalar) -> Defence:
         ]
         length = jnp.sqrt(sum(squares, jnp.zeros(())))
         factor = jnp.where(length > norm, norm / jnp.where(length > norm, length, 1), 1)
-        return jax.tree.map(lambda leaf: leaf * factor.astype(leaf.dtype), update)
+        factor = jnp.where(jnp.isposinf(length), jnp.nan, factor)
+        return jax.tree.map(lambda leaf: times(leaf, factor), update)
 
     return Defence(perturb, mixing.keep())
 
@@ -82,7 +103,7 @@ def noisy_gradient(sigma: Scalar, clip_norm: Scalar | None = None) -> Defence:
         return jax.tree.unflatten(structure, noisy)
 
     noise = Defence(perturb, mixing.keep())
-    return noise if clip_norm is None else combine(clipped(clip_norm), noise)
+    return noise if clip_norm is None else compose(clipped(clip_norm), noise)
 
 
 def top_k(fraction: float) -> Defence:
@@ -128,19 +149,29 @@ def mixnn(list_size: int | None = None) -> Defence:
     )
 
 
-def combine(first: Defence, second: Defence) -> Defence:
-    """Both: `second` perturbs what `first` perturbed, and mixes what `first` mixed.
+def compose(*parts: Defence) -> Defence:
+    """One after the other: each perturbs what the ones before perturbed, and mixes what they mixed.
 
-    >>> private = combine(noisy_gradient(0.01, clip_norm=1.0), mixnn())
+    >>> private = compose(noisy_gradient(0.01, clip_norm=1.0), mixnn())
+
+    Args:
+      parts: at least one; of one it is that one.
+
+    Raises:
+      InputError: without a part, or for one that is no defence.
     """
-    for part in (first, second):
+    _validate.check_some(parts, "defence such as defences.mixnn()")
+    for part in parts:
         _validate.check_component(part, Defence._fields, "a defence such as defences.mixnn()")
+    if len(parts) == 1:
+        return parts[0]
 
     def perturb(key: PRNGKey, update: Params) -> Params:
-        first_key, second_key = jax.random.split(key)
-        return second.perturb(second_key, first.perturb(first_key, update))
+        for own, part in zip(jax.random.split(key, len(parts)), parts, strict=True):
+            update = part.perturb(own, update)
+        return update
 
-    return Defence(perturb, mixing.compose(first.mix, second.mix))
+    return Defence(perturb, mixing.compose(*(part.mix for part in parts)))
 
 
 def _largest(leaves: list[Array], count: int) -> list[Array]:

@@ -368,10 +368,18 @@ def mix(
 
 
 def compose(*parts: Mix | Draw) -> Mix:
-    """Mix by the first, mix what it forwards by the second, and so on."""
-    if not parts:
-        raise _validate.InputError("expected at least one mix to compose; got none.")
+    """Mix by the first, mix what it forwards by the second, and so on.
+
+    Args:
+      parts: at least one; of one it is that one.
+
+    Raises:
+      InputError: without a part, or for one that is no mix.
+    """
+    _validate.check_some(parts, "mix such as mixing.full_round()")
     mixes = [as_mix(part) for part in parts]
+    if len(mixes) == 1:
+        return mixes[0]
 
     def init(clients: int, units: int) -> tuple[Memory, ...]:
         return tuple(() if mix.init is None else mix.init(clients, units) for mix in mixes)

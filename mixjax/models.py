@@ -1,11 +1,22 @@
-"""Small flax.linen networks for the datasets. None has BatchNorm: its statistics are data."""
+"""Small flax.linen networks for the datasets, the loss of any network and its first parameters.
 
+None of the networks has BatchNorm: its statistics are data.
+"""
+
+import functools
 from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
-from jaxtyping import Array
+import jax
+import numpy as np
+import optax
+from jaxtyping import Array, Float
 
-from mixjax import ops
+from mixjax import _validate, ops
+from mixjax.client import LossFn
+from mixjax.data import Examples
+from mixjax.types import Params, PRNGKey
 
 
 class MLP(nn.Module):
@@ -109,6 +120,89 @@ class GroupNorm(nn.Module):
         scale = self.param("scale", nn.initializers.ones, (channels,))
         bias = self.param("bias", nn.initializers.zeros, (channels,))
         return ops.group_norm(inputs, scale, bias, self.groups)
+
+
+def cross_entropy(model: nn.Module) -> LossFn:
+    """The loss of classification: -log softmax(logits)[label], of each example.
+
+    >>> model = MLP(classes=3)
+    >>> params = initial(model, jax.random.key(0), jnp.zeros((1, 4)))
+    >>> batch = mx.data.Examples(jnp.zeros((2, 4)), jnp.array([0, 2]))
+    >>> cross_entropy(model)(params, batch, jax.random.key(1))    # log 3: it knows nothing yet
+    Array([1.0986123, 1.0986123], dtype=float32)
+
+    Args:
+      model: `inputs [batch, ...] -> logits [batch, classes]`, which needs neither random numbers
+        nor variables other than its parameters.
+
+    Returns:
+      `(params, batch, key) -> losses [batch]`, of `data.Examples` whose labels are class indices.
+      The key is not used.
+
+    Raises:
+      InputError: if `model` is no flax.linen module.
+    """
+    _check_module(model)
+
+    def loss_fn(params: Params, batch: Examples, key: PRNGKey) -> Float[Array, " batch"]:
+        del key
+        logits: Any = model.apply({"params": params}, batch.inputs)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
+
+    return loss_fn
+
+
+def initial(model: nn.Module, key: PRNGKey, inputs: Array | np.ndarray) -> Params:
+    """A network's first parameters: `model.init(key, inputs)["params"]`, compiled in a moment.
+
+    Guarantees: the same bits for the same arguments on one device. They differ from those of
+    flax's own call by rounding, as programs that are compiled otherwise do.
+
+    >>> params = initial(ImageCNN(classes=10), jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    >>> jax.tree.map(jnp.shape, params["Conv_0"])
+    {'bias': (32,), 'kernel': (3, 3, 3, 32)}
+
+    Args:
+      model: hashable, as flax.linen modules are whose attributes are numbers and tuples.
+      key: which the parameters follow from.
+      inputs: one example or more, `[batch, ...]`; only the shape and dtype count.
+
+    Raises:
+      InputError: if `model` is no hashable flax.linen module, or has variables other than
+        parameters.
+      ValueError: from JAX, under another `jax.jit`: it is a program of its own.
+    """
+    _check_module(model)
+    _validate.check_key(key)
+    try:
+        hash(model)
+    except TypeError:
+        raise _validate.InputError(
+            f"expected a model whose attributes are hashable; got {model!r}. Give tuples for lists."
+        ) from None
+    return _initial(model, key, inputs)
+
+
+# optimizing a program that runs for milliseconds costs seconds
+@functools.partial(
+    jax.jit, static_argnames="model", compiler_options={"xla_backend_optimization_level": 0}
+)
+def _initial(model: nn.Module, key: PRNGKey, inputs: Array) -> Params:
+    variables = model.init(key, inputs)
+    others = sorted(set(variables) - {"params"})
+    if others:
+        raise _validate.InputError(
+            f"expected a model with parameters only; got variables {others} too. Use GroupNorm "
+            "for BatchNorm: clients would share the statistics of their data."
+        )
+    return variables["params"]
+
+
+def _check_module(model: nn.Module) -> None:
+    if not isinstance(model, nn.Module):
+        raise _validate.InputError(
+            f"expected a flax.linen module such as models.MLP(classes=10); got {model!r}."
+        )
 
 
 def _conv(features: int, kernel: tuple[int, ...], strides: int = 1) -> nn.Conv:

@@ -165,7 +165,14 @@ def compose(*parts: Participation) -> Participation:
     """One after the other: each chooses among those that the ones before left.
 
     >>> sampled_then_lost = compose(uniform(20), dropout(0.1))
+
+    Args:
+      parts: at least one.
+
+    Raises:
+      InputError: without a part, or for one that is no participation.
     """
+    _validate.check_some(parts, "participation such as participation.uniform(10)")
     for part in parts:
         _validate.check_callable(part, "a participation such as participation.uniform(10)")
 

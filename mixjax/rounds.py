@@ -31,7 +31,7 @@ from mixjax.data import ClientData
 from mixjax.defences import Perturb
 from mixjax.observation import Observation
 from mixjax.participation import Participation
-from mixjax.types import Active, Memory, Origins, Params, PRNGKey, Scalar, Updates, Weights
+from mixjax.types import Active, Memory, Origins, Params, PRNGKey, Scalar, Updates, Weights, times
 
 UNASKED = {
     "measures": "Give it a `measure`.",
@@ -218,7 +218,7 @@ def train(
         counts = jnp.where(data.active, data.counts, 0)
         result = local(keys.train, probe.params, data._replace(counts=counts))
         update = perturb(keys.perturb, result.update)
-        update = jax.tree.map(lambda leaf: leaf * weight.astype(leaf.dtype), update)
+        update = jax.tree.map(lambda leaf: times(leaf, weight), update)
         sound = data.active & faults.is_sound(update, weight, max_norm)
         measured = None
         if attack is not None and attack.measure is not None:
@@ -283,7 +283,7 @@ def aggregate(
         active = jnp.ones(1, bool)
     else:
         correction = jnp.maximum(jnp.sum(active), 1).astype(jnp.float32) / weight_sum
-        rows = jax.tree.map(lambda leaf: leaf * correction.astype(leaf.dtype), forwarded)
+        rows = jax.tree.map(lambda leaf: times(leaf, correction), forwarded)
     if aggregation.init is None:
         return memory, aggregation.reduce(rows, active)
     result = aggregation.reduce(key, memory, rows, active)

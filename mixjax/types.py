@@ -13,6 +13,17 @@ def wide(dtype: Any) -> Any:
     return dtype if inexact and jnp.dtype(dtype).itemsize >= 4 else jnp.dtype(jnp.float32)
 
 
+def floating(dtype: Any) -> Any:
+    """The dtype of a fraction of a number: floats as they are, float32 for the rest."""
+    return dtype if jnp.issubdtype(dtype, jnp.inexact) else jnp.dtype(jnp.float32)
+
+
+def times(leaf: jax.Array, factor: jax.Array) -> jax.Array:
+    """A leaf times a number, in the leaf's dtype; integers become float32."""
+    dtype = floating(leaf.dtype)
+    return leaf.astype(dtype) * factor.astype(dtype)
+
+
 CLIENTS = "clients"
 """Name of the leading axis of stacked pytrees, and of the mesh axis that shards it."""
 

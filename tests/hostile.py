@@ -342,8 +342,8 @@ CALLS: dict[str, Call] = {
         mx.defences.noisy_gradient, {"sigma": whole(1.0), "clip_norm": whole(1.0)}
     ),
     "defences.mixnn": Call(mx.defences.mixnn, {"list_size": whole(2)}),
-    "defences.combine": Call(
-        mx.defences.combine,
+    "defences.compose": Call(
+        mx.defences.compose,
         {"first": ("function", mx.defences.mixnn()), "second": ("function", mx.defences.none())},
     ),
     "client.local_training": Call(

@@ -101,6 +101,12 @@ def files(folder: Path) -> set[str]:
     return {path.name for name in ("records", "states") for path in (folder / name).iterdir()}
 
 
+def contents(folder: Path) -> dict[Path, tuple[bytes, int]]:
+    """Each file of a run, and when it was written."""
+    found = [path for path in folder.glob("*/**/*") if path.is_file()]
+    return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in found}
+
+
 def flip_a_byte(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 0xFF
@@ -120,21 +126,27 @@ def copy(done: Path, tmp_path: Path) -> Path:
     return shutil.copytree(done, tmp_path / "copy")
 
 
-def never(*_: Any) -> Any:
-    raise AssertionError("finished rounds ran again")
-
-
 def test_segments_are_the_run_in_one(done: Path) -> None:
     # a finished run is read back
     assert_equal(run(done), whole())
 
 
-def test_done_rounds_are_not_run_again(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = {path: path.stat().st_mtime_ns for path in copy.glob("*/**/*") if path.is_file()}
-    fed = federation()
-    monkeypatch.setattr(fed.__class__, "step", never)
-    run(copy)
-    assert before == {path: path.stat().st_mtime_ns for path in before}
+def test_done_rounds_are_not_run_again(tmp_path: Path) -> None:
+    ran = []
+
+    def evaluate(params: Any) -> jax.Array:
+        jax.debug.callback(lambda: ran.append(1))
+        return jnp.sum(params["out"]["w"])
+
+    fed = mx.federation.fedavg(LOCAL, evaluate=evaluate)
+    for rounds, done in ((2, 0), (4, 2), (4, 4)):
+        before = contents(tmp_path)
+        ran.clear()
+        run(tmp_path, rounds, fed)
+        jax.effects_barrier()
+        assert len(ran) == rounds - done
+        kept = {name: content for name, content in contents(tmp_path).items() if name in before}
+        assert kept == before
 
 
 def test_a_run_can_be_made_longer(tmp_path: Path) -> None:
@@ -207,6 +219,10 @@ def test_resumed_with_another_layout_it_is_equal_up_to_summation(
 
 def test_the_folder_is_closed_to_others(done: Path) -> None:
     assert stat.S_IMODE(done.stat().st_mode) == 0o700
+    # a copy of the parts stays closed too
+    inside = [path for part in ("records", "states") for path in (done / part).rglob("*")]
+    modes = {path: stat.S_IMODE(path.stat().st_mode) for path in inside}
+    assert modes == {path: 0o600 if path.is_file() else 0o700 for path in inside}
 
 
 def damage_state(folder: Path) -> None:
@@ -277,7 +293,7 @@ def test_records_without_a_checkpoint_are_not_lost_silently(copy: Path) -> None:
 
 def test_what_a_kill_leaves_half_done_is_removed(copy: Path) -> None:
     (copy / "records" / "00000005-00000007.npz").write_bytes(b"whole, but not yet described")
-    (copy / "records" / "00000005-00000007.npz.partial").write_bytes(b"torn")
+    (copy / "records" / "00000005-00000007.npz.5a.partial").write_bytes(b"torn")
     shutil.copytree(copy / "states/00000005", copy / "states/00000007")
     shutil.copytree(copy / "states/00000005", copy / "states/00000007.orbax-checkpoint-tmp")
     before = files(copy) - {name for name in files(copy) if "00000007" in name}
@@ -342,9 +358,12 @@ def test_records_of_another_federation_do_not_join(copy: Path) -> None:
 
 
 def test_a_folder_in_use_is_refused_and_left_as_it_is(copy: Path) -> None:
-    before = sorted(path for path in copy.rglob("*") if path.is_file())
+    # the other process is about to finish this one
+    (copy / "records" / "00000005-00000007.npz.5a.partial").write_bytes(b"half")
+    before = contents(copy)
     refused = pytest.raises(mx.InputError, match=r"no other process runs in; .* is in use")
     with mx.checkpoint.exclusive(copy), refused:
         run(copy, 7)
-    assert [path for path in before if not path.exists()] == []
+    assert contents(copy) == before
     run(copy, 7)
+    assert mx.checkpoint.latest(copy) == 7

@@ -91,6 +91,30 @@ def test_clipping_leaves_zeros_and_takes_a_traced_norm() -> None:
     np.testing.assert_allclose(lengths, [0.5, 2.0], rtol=1e-5)
 
 
+CLIPPED: dict[str, tuple[Any, Any]] = {
+    "zero": (jnp.zeros(3), [0, 0, 0]),
+    "short": (jnp.array([0.3, -0.4, 0.1]), [0.3, -0.4, 0.1]),
+    "as long": (jnp.array([3.0, 4.0, 0.0]), [3.0, 4.0, 0.0]),
+    "long": (jnp.array([6.0, 8.0, 0.0]), [3.0, 4.0, 0.0]),
+    "integers": (jnp.array([6, 8, 0]), [3.0, 4.0, 0.0]),
+    "short integers": (jnp.array([3, 0, -1], jnp.int8), [3, 0, -1]),
+    "booleans": (jnp.ones(100, bool), [0.5] * 100),
+    "halves whose squares overflow": (jnp.array([6e4, 0, 0], jnp.float16), [5.0, 0, 0]),
+    "NaN": (jnp.array([1.0, jnp.nan, 0.0]), [1.0, np.nan, 0.0]),
+    "infinite": (jnp.array([1.0, -jnp.inf, 0.0]), [np.nan] * 3),
+    "a square beyond float32": (jnp.array([3e19, 1.0, 0.0]), [np.nan] * 3),
+}
+
+
+@pytest.mark.parametrize("name", CLIPPED)
+def test_the_edge_cases_of_clipping(name: str) -> None:
+    update, expected = CLIPPED[name]
+    for perturb in (mx.defences.clipped(5.0).perturb, jax.jit(mx.defences.clipped(5.0).perturb)):
+        result = perturb(KEY, {"w": update})["w"]
+        np.testing.assert_allclose(np.asarray(result, np.float64), expected, rtol=2e-3)
+    assert mx.defences.clipped(5.0).perturb(KEY, {}) == {}
+
+
 def test_clipping_measures_narrow_and_mixed_floats_in_float32() -> None:
     update = {"a": jnp.full(1000, 0.01, jnp.bfloat16), "b": jnp.full(1000, 0.01)}
     result = mx.defences.clipped(0.1).perturb(KEY, update)
@@ -156,24 +180,45 @@ def test_noise_follows_clipping_and_is_not_clipped_itself() -> None:
     close(mx.defences.noisy_gradient(0.0, clip_norm=1.0).perturb(KEY, update), clipped)
 
 
-def test_combined_noises_are_independent_and_their_variances_add() -> None:
-    both = mx.defences.combine(mx.defences.noisy_gradient(0.6), mx.defences.noisy_gradient(0.8))
+def test_composed_noises_are_independent_and_their_variances_add() -> None:
+    both = mx.defences.compose(mx.defences.noisy_gradient(0.6), mx.defences.noisy_gradient(0.8))
     noise = noise_of(both)
     assert has_deviation(noise, 1.0)
     for wrong in (0.6, 0.8, 1.4):
         assert not has_deviation(noise, wrong)
 
 
-def test_combine_perturbs_in_order() -> None:
+def test_composed_defences_perturb_in_order() -> None:
     double = mx.defences.Defence(
         lambda key, update: jax.tree.map(lambda leaf: 2 * leaf, update), mx.mixing.keep()
     )
     clip_to_one = mx.defences.clipped(1.0)
     update = {"w": jnp.asarray([3.0, 4.0])}
-    after = mx.defences.combine(clip_to_one, double).perturb(KEY, update)
-    before = mx.defences.combine(double, clip_to_one).perturb(KEY, update)
+    after = mx.defences.compose(clip_to_one, double).perturb(KEY, update)
+    before = mx.defences.compose(double, clip_to_one).perturb(KEY, update)
     np.testing.assert_allclose(np.linalg.norm(after["w"]), 2, rtol=1e-6)
     np.testing.assert_allclose(np.linalg.norm(before["w"]), 1, rtol=1e-6)
+
+
+def test_three_noises_are_independent_too() -> None:
+    noises = [mx.defences.noisy_gradient(sigma) for sigma in (0.6, 0.48, 0.64)]
+    noise = noise_of(mx.defences.compose(*noises))
+    assert has_deviation(noise, 1.0)
+    for wrong in (0.6 + 0.48 + 0.64, 0.88, 0.77):
+        assert not has_deviation(noise, wrong)
+
+
+def test_two_composed_defences_draw_the_keys_they_always_drew() -> None:
+    noises = [mx.defences.noisy_gradient(sigma) for sigma in (0.6, 0.8)]
+    update = model()
+    first_key, second_key = jax.random.split(KEY)
+    expected = noises[1].perturb(second_key, noises[0].perturb(first_key, update))
+    equal(mx.defences.compose(*noises).perturb(KEY, update), expected)
+
+
+def test_of_one_defence_it_is_that_one() -> None:
+    one = mx.defences.mixnn()
+    assert mx.defences.compose(one) is one
 
 
 FRACTIONS = (0.01, 0.07, 0.3, 0.5, 1.0)
@@ -229,7 +274,7 @@ PERTURBING = {
     "clipped": mx.defences.clipped(1.0),
     "noisy": mx.defences.noisy_gradient(0.3),
     "top_k": mx.defences.top_k(0.3),
-    "clipped_noisy_mixed": mx.defences.combine(
+    "clipped_noisy_mixed": mx.defences.compose(
         mx.defences.noisy_gradient(0.3, clip_norm=1.0), mx.defences.mixnn()
     ),
 }
@@ -257,11 +302,17 @@ DEFENCES = {
     "mixnn": (mx.defences.mixnn(), mx.mixing.full_round()),
     "mixnn_2": (mx.defences.mixnn(2), mx.mixing.proxy(2)),
     "mixnn_shuffle": (
-        mx.defences.combine(mx.defences.mixnn(), mx.defences.shuffle()),
+        mx.defences.compose(mx.defences.mixnn(), mx.defences.shuffle()),
         mx.mixing.compose(mx.mixing.full_round(), mx.mixing.shuffle()),
     ),
+    "mixnn_shuffle_mixnn_2": (
+        mx.defences.compose(mx.defences.mixnn(), mx.defences.shuffle(), mx.defences.mixnn(2)),
+        mx.mixing.compose(
+            mx.mixing.compose(mx.mixing.full_round(), mx.mixing.shuffle()), mx.mixing.proxy(2)
+        ),
+    ),
     "clipped_none": (
-        mx.defences.combine(mx.defences.clipped(1.0), mx.defences.none()),
+        mx.defences.compose(mx.defences.clipped(1.0), mx.defences.none()),
         mx.mixing.keep(),
     ),
 }

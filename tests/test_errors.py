@@ -320,6 +320,12 @@ REFUSALS: dict[str, tuple[Callable[[], Any], str]] = {
     "a participation that is none": (
         lambda: run(participation=0.5), r"a participation such as participation\.uniform.*got 0\.5",
     ),
+    "a composition of no participation": (
+        lambda: mx.participation.compose(), "at least one participation such as .*; got none",
+    ),
+    "a composition of no defence": (
+        lambda: mx.defences.compose(), "at least one defence such as .*; got none",
+    ),
     "a defence that is none": (lambda: run(defence="mixnn"), "a defence such as .* got 'mixnn'"),
     "a sample of nobody": (lambda: mx.participation.uniform(0), "count to be a whole .* got 0"),
     "a share above one": (lambda: mx.participation.fraction(1.5), r"share in \(0, 1\]; got 1\.5"),

@@ -3,6 +3,8 @@
 import functools
 from typing import Any
 
+import chex
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -97,3 +99,53 @@ def test_default_sizes() -> None:
 
 def test_models_are_hashable_settings() -> None:
     assert hash(mx.models.SensorCNN(classes=7)) == hash(mx.models.SensorCNN(classes=7))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_first_parameters_are_flaxs_own_up_to_rounding(name: str) -> None:
+    model, variables, inputs = initialized(name)
+    params = mx.models.initial(model, jax.random.key(0), inputs[:1])
+    chex.assert_trees_all_close(params, variables["params"], rtol=2e-6)
+    again = mx.models.initial(model, jax.random.key(0), inputs)
+    chex.assert_trees_all_equal(params, again)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_loss_is_the_cross_entropy_of_each_example(name: str) -> None:
+    model, variables, inputs = initialized(name)
+    labels = np.array([0, 2, 1, 2], np.int32)
+    losses = mx.models.cross_entropy(model)(
+        variables["params"], mx.data.Examples(inputs, jnp.asarray(labels)), jax.random.key(0)
+    )
+    odds = np.exp(np.asarray(model.apply(variables, inputs), np.float64))
+    expected = -np.log(odds[np.arange(4), labels] / odds.sum(axis=1))
+    np.testing.assert_allclose(losses, expected, rtol=1e-4)
+
+
+class Normalized(nn.Module):
+    """A network with statistics."""
+
+    @nn.compact
+    def __call__(self, inputs: Any) -> Any:
+        return nn.BatchNorm(use_running_average=False)(inputs)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("model", "key", "message"),
+    [
+        ("mlp", jax.random.key(0), r"a flax.linen module such as .*; got 'mlp'"),
+        (MODELS["mlp"][0], 0, "expected a typed key; got 0"),
+        (mx.models.MLP(classes=3, hidden=[5]), jax.random.key(0), "(?s)hashable.*tuples for lists"),
+        (Normalized(), jax.random.key(0), r"parameters only; got variables \['batch_stats'\] too"),
+    ],
+)
+def test_what_has_no_first_parameters_is_refused(model: Any, key: Any, message: str) -> None:
+    with pytest.raises(mx.InputError, match=message):
+        mx.models.initial(model, key, jnp.zeros((2, 3)))
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_only_a_network_has_a_loss() -> None:
+    with pytest.raises(mx.InputError, match=r"a flax.linen module .*; got None"):
+        mx.models.cross_entropy(None)

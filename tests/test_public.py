@@ -59,7 +59,7 @@ DEFINED = {
     "datasets.mobiact": "Person Trial find_trials mobiact read_people read_recording with_all",
     "datasets.motionsense": "Person Trial find_trials motionsense read_people read_recording",
     "datasets.watch": "watch",
-    "defences": "Defence Perturb clipped combine mixnn noisy_gradient none shuffle top_k",
+    "defences": "Defence Perturb clipped compose mixnn noisy_gradient none shuffle top_k",
     "evaluation": "",
     "evaluation.accuracies": "attribution attribution_over_draws balanced_accuracy chance guesses "
     "permuted_attribution set_level unit_level",
@@ -71,7 +71,7 @@ DEFINED = {
     "measures": "mix of random_directions",
     "mixing": "Draw Mix apply apply_in_place as_mix compose full_round keep mix next_draw proxy "
     "shuffle stream",
-    "models": "GroupNorm ImageCNN MLP SensorCNN",
+    "models": "GroupNorm ImageCNN MLP SensorCNN cross_entropy initial",
     "observation": "Observation",
     "ops": "avg_pool conv_general_dilated group_norm max_pool",
     "participation": "Participation compose deadline dropout everyone fraction log_normal poisson "
@@ -84,6 +84,9 @@ DEFINED = {
     "types": "wide",
     "units": "Chunks Segment Units chunks describe dots parameter_counts partition squared_norms",
 }
+
+PASSED_ON = {"checkpoint": ["replacing"]}
+"""What a module makes public that a private one defines."""
 
 
 def test_the_public_names_are_these() -> None:
@@ -103,13 +106,20 @@ def test_each_module_defines_these(module: str) -> None:
         and getattr(value, "__module__", None) == loaded.__name__
     ]
     assert sorted(defined) == DEFINED[module].split()
+    private = [
+        name
+        for name, value in vars(loaded).items()
+        if not name.startswith("_") and getattr(value, "__module__", "").startswith("mixjax._")
+    ]
+    assert sorted(private) == PASSED_ON.get(module, [])
 
 
 @pytest.mark.parametrize("module", DEFINED)
 def test_everything_public_is_documented(module: str) -> None:
     loaded = importlib.import_module(f"mixjax.{module}")
     assert loaded.__doc__
-    docs = {name: getattr(loaded, name).__doc__ or "" for name in DEFINED[module].split()}
+    names = [*DEFINED[module].split(), *PASSED_ON.get(module, [])]
+    docs = {name: getattr(loaded, name).__doc__ or "" for name in names}
     # a NamedTuple or flax module without a docstring gets its signature for one
     assert [name for name, doc in docs.items() if not doc or doc.startswith(f"{name}(")] == []
 
@@ -123,6 +133,8 @@ def test_importing_mixjax_is_light_and_models_are_loaded_when_asked_for() -> Non
     program = """
 import sys
 import mixjax
+assert {*mixjax.__all__, "__version__"} <= {*dir(mixjax)}
+assert len({*dir(mixjax)}) == len(dir(mixjax))
 heavy = {"tensorflow", "tensorflow_datasets", "matplotlib", "flax", "seglearn", "torch", "sklearn"}
 heavy |= {"orbax"}
 loaded = heavy & set(sys.modules)

@@ -74,6 +74,7 @@ def test_results_are_not_removed_unasked(tmp_path: Path) -> None:
     results.append(tmp_path / "rounds.jsonl", rows(0))
     (tmp_path / "utility.png").touch()
     (tmp_path / "notes.txt").touch()
+    (tmp_path / "utility.png.5a.partial").touch()
     message = r"holds results already \(rounds.jsonl\). Add --resume .* --overwrite .* --out"
     with pytest.raises(mx.InputError, match=message):
         open_folder(tmp_path)

@@ -64,6 +64,7 @@ from mixjax._validate.values import check_seed as check_seed
 from mixjax._validate.values import check_sequence as check_sequence
 from mixjax._validate.values import check_share as check_share
 from mixjax._validate.values import check_signature as check_signature
+from mixjax._validate.values import check_some as check_some
 from mixjax._validate.values import concrete as concrete
 from mixjax._validate.values import form as form
 from mixjax._validate.values import host_array as host_array

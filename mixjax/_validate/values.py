@@ -175,6 +175,11 @@ def check_sequence(values: Any, what: str) -> None:
         raise InputError(f"expected {what} as a list; got {values!r}.")
 
 
+def check_some(parts: Sequence[Any], what: str) -> None:
+    if not parts:
+        raise InputError(f"expected at least one {what}; got none.")
+
+
 def check_callable(value: Any, what: str) -> None:
     if not callable(value):
         raise InputError(f"expected {what}; got {value!r}.")

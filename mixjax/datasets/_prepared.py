@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import tempfile
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from mixjax import _validate
+from mixjax._files import replacing
 from mixjax.datasets import _files
 from mixjax.datasets._images import Images
 
@@ -154,7 +154,9 @@ def cached(path: Path, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, n
         warnings.warn(f"{path} is broken ({error}) and is made again.", stacklevel=2)
     arrays = make()
     try:
-        _write(path, arrays)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as file:
+            np.savez(file, **arrays)  # pyrefly: ignore
     except OSError as error:
         warnings.warn(
             f"decoded images could not be kept in {path.parent} ({error}); the next load will "
@@ -162,16 +164,3 @@ def cached(path: Path, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, n
             stacklevel=2,
         )
     return arrays
-
-
-def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Write beside and rename, so that nobody finds half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".partial", delete=False) as file:
-        try:
-            np.savez(file, **arrays)  # pyrefly: ignore
-            file.close()
-            os.replace(file.name, path)
-        except BaseException:
-            Path(file.name).unlink(missing_ok=True)
-            raise

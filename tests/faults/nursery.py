@@ -7,6 +7,7 @@ of a file, or is killed after SECONDS; 0 for never.
 Forking a process that has imported JAX, but not started it, saves the seconds of the imports.
 """
 
+import builtins
 import os
 import pathlib
 import shutil
@@ -67,38 +68,42 @@ def kill_at(call: int) -> None:
     ):
         for name in names.split():
             setattr(module, name, deadly(getattr(module, name)))
-    opened = pathlib.Path.open
 
-    def torn(path: Path, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
-        file = opened(path, mode, *args, **kwargs)
-        if "w" in mode:
-            write = file.write
+    class Torn:
+        """Half of the fatal write, a file's first or second, reaches the file."""
 
-            class Torn:
-                """Half of the fatal write reaches the file."""
+        def __init__(self, file: Any) -> None:
+            self.file, self.writes = file, 0
 
-                def write(self, content: Any) -> int:
-                    nonlocal left
-                    left -= 1
-                    if left == 0:
-                        write(content[: len(content) // 2])
-                        file.flush()
-                        os.kill(os.getpid(), signal.SIGKILL)
-                    return write(content)
+        def write(self, content: Any) -> int:
+            nonlocal left
+            self.writes += 1
+            # an archive of records has forty: they would crowd out the file that matters most
+            left -= self.writes <= 2
+            if left == 0 and self.writes <= 2:
+                self.file.write(content[: len(content) // 2])
+                self.file.flush()
+                os.kill(os.getpid(), signal.SIGKILL)
+            return self.file.write(content)
 
-                def __getattr__(self, name: str) -> Any:
-                    return getattr(file, name)
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.file, name)
 
-                def __enter__(self) -> Any:
-                    return self
+        def __enter__(self) -> Any:
+            return self
 
-                def __exit__(self, *details: Any) -> None:
-                    file.close()
+        def __exit__(self, *details: Any) -> None:
+            self.file.close()
 
-            return Torn()
-        return file
+    def tearing(opened: Callable[..., Any]) -> Callable[..., Any]:
+        def torn(path: Any, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
+            file = opened(path, mode, *args, **kwargs)
+            return Torn(file) if {"w", "x"} & set(mode) else file
 
-    pathlib.Path.open = torn  # type: ignore[method-assign]
+        return torn
+
+    for module in (builtins, pathlib.Path):
+        module.open = tearing(module.open)
 
 
 def main() -> None:

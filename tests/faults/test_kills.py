@@ -96,7 +96,7 @@ def test_kills_amid_writes_renames_and_removals(
     live: Live, clean: tuple[list[np.ndarray], float], tmp_path: Path
 ) -> None:
     rng = random.Random(0)
-    kills = survive(live, clean[0], tmp_path, lambda: {"call": rng.randint(1, 70)})
+    kills = survive(live, clean[0], tmp_path, lambda: {"call": rng.randint(1, 40)})
     assert kills >= KILLS
 
 

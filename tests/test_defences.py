@@ -307,9 +307,7 @@ DEFENCES = {
     ),
     "mixnn_shuffle_mixnn_2": (
         mx.defences.compose(mx.defences.mixnn(), mx.defences.shuffle(), mx.defences.mixnn(2)),
-        mx.mixing.compose(
-            mx.mixing.compose(mx.mixing.full_round(), mx.mixing.shuffle()), mx.mixing.proxy(2)
-        ),
+        mx.mixing.compose(mx.mixing.full_round(), mx.mixing.shuffle(), mx.mixing.proxy(2)),
     ),
     "clipped_none": (
         mx.defences.compose(mx.defences.clipped(1.0), mx.defences.none()),

@@ -81,7 +81,7 @@ DEFINED = {
     "choose_tree client_keys first_memories forward observe prepare round_keys seed_of_model "
     "take_step train weigh zero_rows",
     "sharding": "clients_mesh use_host_devices",
-    "types": "wide",
+    "types": "floating times wide",
     "units": "Chunks Segment Units chunks describe dots parameter_counts partition squared_norms",
 }
 

@@ -4,13 +4,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PyTree, UInt32
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree, UInt32
 
 from mixjax import _validate, mixing, rounds
 from mixjax import measures as measures_lib
 from mixjax.attacks import base
 from mixjax.observation import Observation
-from mixjax.types import Memory, Origins, Params, PRNGKey
+from mixjax.types import Memory, Origins, Params
 
 
 class Memories(NamedTuple):
@@ -78,7 +78,7 @@ class Record(NamedTuple):
 
 
 def replay(
-    mix_keys: PRNGKey,
+    mix_keys: Key[Array, " rounds"],
     attack: base.Attack,
     start: FederationState,
     records: Record,

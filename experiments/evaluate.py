@@ -11,7 +11,7 @@ import shutil
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, cast
+from typing import Annotated, Any, NamedTuple, cast
 
 import jax
 import rich.console
@@ -20,11 +20,8 @@ import rich.table
 import tyro
 
 import mixjax as mx
-from experiments import cli, figures, metrics, results, resume, tasks, training
-from experiments.metrics import Case
-
-DefenceName = Literal["none", "noisy", "shuffle", "mixnn", "mixnn_proxy"]
-AttackName = Literal["passive", "active"]
+from experiments import cli, conditions, figures, metrics, results, resume, tasks, training
+from experiments.conditions import Case
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,9 +32,15 @@ class Config:
     """Which data to run on."""
     data_dir: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     """The folder with the dataset's files, or of TensorFlow Datasets."""
-    defences: tuple[DefenceName, ...] = ("none", "noisy", "shuffle", "mixnn", "mixnn_proxy")
+    defences: tuple[conditions.DefenceName, ...] = (
+        "none",
+        "noisy",
+        "shuffle",
+        "mixnn",
+        "mixnn_proxy",
+    )
     """What stands between the clients and the server."""
-    attacks: tuple[AttackName, ...] = ("passive", "active")
+    attacks: tuple[conditions.AttackName, ...] = ("passive", "active")
     """What the server does."""
     rounds: int = 20
     """Rounds of federated learning."""
@@ -49,6 +52,8 @@ class Config:
     """Who takes part, where participants are dealt from a pool of images."""
     per_client: int = 500
     """Training examples of each, where participants are dealt from a pool of images."""
+    kept: tuple[float, ...] = (0.1, 0.01)
+    """Shares of an update that top-k compression keeps."""
     noise: tuple[float, ...] | None = None
     """Standard deviations of the noisy gradient; the dataset's by default, as all below."""
     clip_norm: float | None = None
@@ -74,42 +79,42 @@ class Config:
 
 
 class Job(NamedTuple):
-    """One trajectory to train, and the cases that follow from it."""
+    """One trajectory to train, and the cases that follow from it.
 
-    attack: str
-    sigma: float | None
+    Attributes:
+      trained: the case whose perturbation and attack it is trained under.
+      mixed: whether it is trained through its really mixed tensors.
+      cases: what is evaluated on it.
+    """
+
+    trained: Case
     mixed: bool
     cases: list[Case]
 
     @property
     def sweep(self) -> bool:
         """Whether the server also tries to know fewer people."""
-        return self.attack == "passive" and self.sigma is None
+        return self.trained.server.passive and not self.trained.perturbs
 
 
-def plan(config: Config) -> list[Job]:
+def plan(config: Config, task: tasks.Task) -> list[Job]:
     """The trajectories of one seed.
 
-    Shuffle and proxy follow from plain FL's trajectory. MixNN under the passive attack is
-    trained on its own, through mixed tensors, so that its utility is measured and not assumed.
+    Mixings are replayed on the trajectory without a defence, but for those that are measured
+    under a server that only looks; see `conditions.Defence`.
     """
     jobs = []
     for attack in config.attacks:
-        alone = ["noisy"] + (["mixnn"] if attack == "passive" else [])
-        shared = [
-            Case(name, attack, list_size=config.list_size if name == "mixnn_proxy" else None)
-            for name in config.defences
-            if name not in alone
-        ]
+        shared, own = [], []
+        for case in conditions.cases(config.defences, attack, task):
+            mixed = case.row.measured and case.server.passive
+            if mixed or case.perturbs:
+                own.append(Job(case, mixed, [case]))
+            else:
+                shared.append(case)
         if shared:
-            jobs.append(Job(attack, None, False, shared))
-        if "mixnn" in alone and "mixnn" in config.defences:
-            jobs.append(Job(attack, None, True, [Case("mixnn", attack)]))
-        if "noisy" in config.defences:
-            jobs += [
-                Job(attack, sigma, False, [Case("noisy", attack, sigma=sigma)])
-                for sigma in config.noise or ()
-            ]
+            jobs.append(Job(Case("none", attack), False, shared))
+        jobs += sorted(own, key=lambda job: job.trained.perturbs)
     return jobs
 
 
@@ -120,19 +125,17 @@ def main(config: Config) -> None:
       InputError: for options that don't fit the data.
     """
     started = time.perf_counter()
-    config = with_defaults(config)
-    check(config)
-    assert config.auxiliary is not None
+    task = tasks.resolve(config)
+    check(config, task)
     console = rich.console.Console()
     with console.status(f"loading {config.dataset}"):
-        dataset = tasks.TASKS[config.dataset].load(
-            config.data_dir, config.participants + config.auxiliary, config.per_client
-        )
-        first_split = training.split_people(dataset, 0, config.auxiliary, sweep=False)
+        people = config.participants + task.auxiliary
+        dataset = task.load(config.data_dir, people, config.per_client)
+        first_split = training.split_people(dataset, 0, task.auxiliary, sweep=False)
     out = config.out or Path("results") / config.dataset
     out.mkdir(parents=True, exist_ok=True)
-    options = results.config_dict(config)
-    jobs = plan(config)
+    options = results.config_dict(config, task)
+    jobs = plan(config, task)
     with mx.checkpoint.exclusive(out):
         resume.open_folder(
             out,
@@ -141,12 +144,12 @@ def main(config: Config) -> None:
             overwrite=config.overwrite,
             figures=figures.FIGURES,
         )
-        rows = train_all(config, dataset, jobs, out, console)
+        rows = train_all(config, task, dataset, jobs, out, console)
         with console.status("drawing figures"):
             drawn = figures.draw_all(rows, out)
         seconds = time.perf_counter() - started
         shutil.rmtree(out / resume.CHECKPOINTS, ignore_errors=True)
-        units = training.units(setting_of(config, dataset, jobs[0]), first_split)
+        units = training.units(setting_of(config, task, dataset, jobs[0]), first_split)
         counts = mx.units.parameter_counts(units)
         summary = results.summarize(rows, options, counts, seconds)
         results.write_json(out / resume.SUMMARY, summary)
@@ -159,6 +162,7 @@ def main(config: Config) -> None:
 
 def train_all(
     config: Config,
+    task: tasks.Task,
     dataset: mx.data.Dataset,
     jobs: list[Job],
     out: Path,
@@ -166,7 +170,6 @@ def train_all(
 ) -> results.Rows:
     """All rows, of the trajectories that the folder has and of those it lacks."""
     mesh = mx.sharding.clients_mesh()
-    assert config.auxiliary is not None
     rounds_file = out / resume.ROUNDS
     rows, finished = resume.finished(
         rounds_file,
@@ -178,26 +181,26 @@ def train_all(
     )
     leaving = "leaving after this trajectory"
     with _progress(console) as progress, mx.checkpoint.stop_on_signals(leaving) as stopped:
-        task = progress.add_task("", total=config.seeds * len(jobs) * config.rounds)
+        bar = progress.add_task("", total=config.seeds * len(jobs) * config.rounds)
         for seed in range(config.seeds):
-            split = training.split_people(dataset, seed, config.auxiliary, sweep=True)
+            split = training.split_people(dataset, seed, task.auxiliary, sweep=True)
             for number, job in enumerate(jobs, start=seed * len(jobs)):
                 checkpoints = out / resume.CHECKPOINTS / f"{number:05d}"
                 if number < finished:
                     shutil.rmtree(checkpoints, ignore_errors=True)
-                    progress.advance(task, config.rounds)
+                    progress.advance(bar, config.rounds)
                     continue
-                what = ", ".join(figures.label(case) for case in job.cases)
+                what = ", ".join(case.label for case in job.cases)
                 progress.update(
-                    task,
-                    description=f"seed {seed + 1}/{config.seeds}  {job.attack}: {what}",
+                    bar,
+                    description=f"seed {seed + 1}/{config.seeds}  {job.trained.attack}: {what}",
                 )
                 try:
-                    fresh = run_job(config, dataset, split, seed, job, mesh, checkpoints)
+                    fresh = run_job(config, task, dataset, split, seed, job, mesh, checkpoints)
                     results.append(rounds_file, fresh)
                     shutil.rmtree(checkpoints, ignore_errors=True)
                     rows += fresh
-                    progress.advance(task, config.rounds)
+                    progress.advance(bar, config.rounds)
                     if stopped():
                         raise SystemExit(128 + stopped())
                 except SystemExit:
@@ -208,59 +211,55 @@ def train_all(
                         file=sys.stderr,
                     )
                     raise
-        progress.update(task, description="done")
+        progress.update(bar, description="done")
     return rows
 
 
-def with_defaults(config: Config) -> Config:
-    """The options, with the dataset's own where none were given."""
-    task = tasks.TASKS[config.dataset]
-    names = ("noise", "clip_norm", "auxiliary", "epochs", "batch_size", "learning_rate")
-    missing = {name: getattr(task, name) for name in names if getattr(config, name) is None}
-    return dataclasses.replace(config, **missing)
-
-
-def check(config: Config) -> None:
+def check(config: Config, task: tasks.Task) -> None:
     """Refuse options that make no run."""
-    sizes = ("rounds", "seeds", "list_size", "auxiliary", "epochs", "batch_size", "participants")
-    cli.check_counts(config, (*sizes, "per_client"))
+    cli.check_counts(config, ("rounds", "seeds", "participants", "per_client"))
+    cli.check_counts(task, ("list_size", "auxiliary", "epochs", "batch_size"))
     if config.checkpoint_every < 0:
         raise mx.InputError(
             f"expected --checkpoint-every of at least 0; got {config.checkpoint_every}."
         )
     if not config.defences or not config.attacks:
         raise mx.InputError("expected at least one of --defences and one of --attacks.")
-    if config.clip_norm is not None and not config.clip_norm > 0:
-        raise mx.InputError(f"expected --clip-norm greater than 0; got {config.clip_norm}.")
-    bad = [sigma for sigma in config.noise or () if not sigma > 0]
-    if "noisy" in config.defences and (bad or not config.noise):
+    if not task.clip_norm > 0:
+        raise mx.InputError(f"expected --clip-norm greater than 0; got {task.clip_norm}.")
+    if any(not sigma > 0 for sigma in task.noise):
         raise mx.InputError(
-            f"expected standard deviations greater than 0 for --noise; got {config.noise}. "
-            "Leave `noisy` out of --defences for a run without noise."
+            f"expected standard deviations greater than 0 for --noise; got {task.noise}."
         )
+    for name in config.defences:
+        cases = conditions.cases([name], config.attacks[0], task)
+        for case in cases:
+            # refuses parameters out of range before anything is trained
+            case.build()
+        if not cases:
+            raise mx.InputError(
+                f"expected a value or more for the parameters of `{name}`; got none. "
+                "Leave it out of --defences for a run without it."
+            )
 
 
-def setting_of(config: Config, dataset: mx.data.Dataset, job: Job) -> training.Setting:
+def setting_of(
+    config: Config, task: tasks.Task, dataset: mx.data.Dataset, job: Job
+) -> training.Setting:
     """What the job's trajectory is compiled for."""
-    assert config.epochs is not None
-    assert config.batch_size is not None
-    assert config.learning_rate is not None
     return training.Setting(
-        model=tasks.TASKS[config.dataset].model(len(dataset.classes)),
-        attack=job.attack,
-        clip_norm=config.clip_norm if job.sigma is not None else None,
+        model=task.model(len(dataset.classes)),
+        task=task,
+        case=job.trained.split_traced()[0],
+        rounds=config.rounds,
         mixed=job.mixed,
         keep_updates=job.sweep and not job.mixed,
-        rounds=config.rounds,
-        epochs=config.epochs,
-        batch_size=config.batch_size,
-        learning_rate=config.learning_rate,
-        momentum=config.momentum,
     )
 
 
 def run_job(
     config: Config,
+    task: tasks.Task,
     dataset: mx.data.Dataset,
     split: training.Split,
     seed: int,
@@ -269,16 +268,16 @@ def run_job(
     checkpoints: Path,
 ) -> results.Rows:
     """Train one trajectory and evaluate every case that follows from it."""
-    setting = setting_of(config, dataset, job)
+    setting = setting_of(config, task, dataset, job)
     if not job.sweep:
         split = split.with_all_knowledge()
     # one key for training, another for the proxy, which no server may derive
     train_key, proxy_key = jax.random.split(jax.random.key(seed))
-    record = training.trajectory(
+    run = training.trajectory(
         setting,
         train_key,
         split,
-        job.sigma or 0.0,
+        job.trained.split_traced()[1],
         mesh,
         every=config.checkpoint_every,
         folder=checkpoints,
@@ -286,9 +285,9 @@ def run_job(
     units = training.units(setting, split)
     fresh = []
     for index, case in enumerate(job.cases):
-        mixed = record
+        mixed = run
         if not job.mixed:
-            mixed = metrics.mix_record(jax.random.fold_in(proxy_key, index), record, case)
+            mixed = metrics.behind_mix(jax.random.fold_in(proxy_key, index), case, run, split)
         draws_key = jax.random.fold_in(proxy_key, len(job.cases) + index)
         fresh += metrics.rows(case, seed, mixed, split, units, draws_key)
     return fresh
@@ -324,7 +323,7 @@ def table(summary: dict[str, Any]) -> rich.table.Table:
             grid.add_section()
         attack = case.attack
         grid.add_row(
-            figures.label(case),
+            case.label,
             case.attack,
             *(
                 results.percent(entry[name])

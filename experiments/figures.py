@@ -12,17 +12,11 @@ from matplotlib.figure import Figure
 
 import mixjax as mx
 from experiments import results
-from experiments.metrics import RADII, Case
+from experiments.conditions import ATTACKS, DEFENCES, Case
+from experiments.metrics import RADII
 
 matplotlib.use("Agg")
 
-COLORS = {
-    "none": "#d1495b",
-    "noisy": "#edae49",
-    "shuffle": "#7a7a7a",
-    "mixnn": "#00798c",
-    "mixnn_proxy": "#30638e",
-}
 STYLE = {
     "font.size": 11,
     "axes.spines.top": False,
@@ -33,18 +27,7 @@ STYLE = {
     "savefig.dpi": 100,
 }
 Cases = dict[Case, dict[int, results.Rows]]
-
-
-def label(case: Case) -> str:
-    """A case's name in legends."""
-    names = {
-        "none": "plain FL",
-        "noisy": f"noise σ={case.sigma:g}" if case.sigma is not None else "noise",
-        "shuffle": "shuffle (control)",
-        "mixnn": "MixNN",
-        "mixnn_proxy": f"MixNN, lists of {case.list_size}",
-    }
-    return names[case.defence]
+LINES = ("-", "--", ":", "-.")
 
 
 def draw_all(rows: results.Rows, folder: Path) -> list[Path]:
@@ -54,7 +37,7 @@ def draw_all(rows: results.Rows, folder: Path) -> list[Path]:
       The files written.
     """
     cases = results.by_case(rows)
-    attacks = [attack for attack in ("passive", "active") if any(c.attack == attack for c in cases)]
+    attacks = [name for name in ATTACKS if any(case.attack == name for case in cases)]
     written = []
     with matplotlib.rc_context(STYLE):
         for name, draw in FIGURES.items():
@@ -72,16 +55,19 @@ def _panels(attacks: list[str], height: float = 4.2) -> tuple[Figure, list[Axes]
     figure = Figure(figsize=(8, height), layout="constrained")
     axes = figure.subplots(1, len(attacks), sharey=True, squeeze=False)[0]
     for axis, attack in zip(axes, attacks, strict=True):
-        axis.set_title(f"{attack} server", fontsize=11)
+        axis.set_title(ATTACKS[attack].label, fontsize=11)
     return figure, list(axes)
 
 
+def _place(case: Case, cases: Cases) -> int:
+    """Which one it is of the cases that differ in their parameters only."""
+    alike = [c for c in cases if (c.defence, c.attack) == (case.defence, case.attack)]
+    return sorted(alike).index(case)
+
+
 def _line_style(case: Case, cases: Cases) -> dict[str, Any]:
-    style: dict[str, Any] = {"color": COLORS[case.defence], "linewidth": 1.8}
-    if case.defence == "noisy":
-        sigmas = sorted(c.sigma or 0 for c in cases if c.defence == "noisy" and c[1] == case[1])
-        style["linestyle"] = ["-", "--", ":", "-."][sigmas.index(case.sigma or 0) % 4]
-    return style
+    line = LINES[_place(case, cases) % len(LINES)]
+    return {"color": case.row.color, "linestyle": line, "linewidth": 1.8}
 
 
 def _band(axis: Axes, series: np.ndarray, name: str, style: dict[str, Any]) -> None:
@@ -106,7 +92,7 @@ def _per_round(cases: Cases, attacks: list[str], name: str, ylabel: str, chance:
         for case, seeds in cases.items():
             if case.attack == attack:
                 series = np.array([[row[name] for row in rows] for rows in seeds.values()])
-                _band(axis, series, label(case), _line_style(case, cases))
+                _band(axis, series, case.label, _line_style(case, cases))
         if chance:
             _chance_line(axis, cases)
         axis.set_xlabel("round")
@@ -170,8 +156,8 @@ def _background(cases: Cases, attacks: list[str]) -> Figure | None:
             spread,
             marker="o",
             capsize=4,
-            label=label(case),
-            color=COLORS[case.defence],
+            label=case.label,
+            color=case.row.color,
         )
     _chance_line(axis, cases)
     axis.set_xticks(people)
@@ -193,7 +179,7 @@ def _participants(cases: Cases, attacks: list[str]) -> Figure:
                 100 * values,
                 100 * share,
                 where="post",
-                label=label(case),
+                label=case.label,
                 **_line_style(case, cases),
             )
         axis.set_xlabel("participant's test accuracy,\nlast round (%)")
@@ -205,7 +191,7 @@ def _participants(cases: Cases, attacks: list[str]) -> Figure:
 def _layers(cases: Cases, attacks: list[str]) -> Figure:
     figure, axes = _panels(attacks)
     for axis, attack in zip(axes, attacks, strict=True):
-        chosen = [c for c in cases if c.attack == attack and c.defence != "noisy"]
+        chosen = [c for c in cases if c.attack == attack and not c.perturbs]
         for position, case in enumerate(chosen):
             seeds = cases[case]
             units = list(next(iter(seeds.values()))[0]["unit_level"])
@@ -217,8 +203,8 @@ def _layers(cases: Cases, attacks: list[str]) -> Figure:
                 mean,
                 0.8 / len(chosen),
                 yerr=spread,
-                color=COLORS[case.defence],
-                label=label(case),
+                color=case.row.color,
+                label=case.label,
                 error_kw={"elinewidth": 1},
             )
         _chance_line(axis, cases)
@@ -267,29 +253,27 @@ def _neighbours(cases: Cases, attacks: list[str]) -> Figure | None:
 def _frontier(cases: Cases, attacks: list[str]) -> Figure:
     figure, axes = _panels(attacks, 4.6)
     for axis, attack in zip(axes, attacks, strict=True):
-        noisy = sorted(
-            (c for c in cases if c.attack == attack and c.defence == "noisy"),
-            key=lambda case: case.sigma or 0,
-        )
-        points = []
-        for case in [c for c in cases if c.attack == attack and c not in noisy] + noisy:
+        points: dict[str, list[tuple[float, ...]]] = {}
+        for case, seeds in cases.items():
+            if case.attack != attack:
+                continue
             names = ("accuracy", "attribution_accumulated")
             means, spreads = _means(
-                [results.over_seeds(cases[case], results.last(name)) for name in names]
+                [results.over_seeds(seeds, results.last(name)) for name in names]
             )
-            if case in noisy:
-                points.append(tuple(means))
+            points.setdefault(case.defence, []).append(tuple(means))
+            markers = case.row.markers
             axis.errorbar(
                 *means,
                 xerr=spreads[:, :1],
                 yerr=spreads[:, 1:],
-                fmt="os^v"[noisy.index(case) % 4] if case in noisy else "D",
-                color=COLORS[case.defence],
-                label=label(case),
+                fmt=markers[_place(case, cases) % len(markers)],
+                color=case.row.color,
+                label=case.label,
                 capsize=3,
             )
-        if points:
-            axis.plot(*zip(*points, strict=True), color=COLORS["noisy"], linewidth=1, zorder=0)
+        for name, line in points.items():
+            axis.plot(*zip(*line, strict=True), color=DEFENCES[name].color, linewidth=1, zorder=0)
         _chance_line(axis, cases)
         axis.set_xlabel("test accuracy after the last round (%)")
     axes[0].set_ylabel("guessed right, scores summed (%)")

@@ -21,7 +21,8 @@ import rich.table
 import tyro
 
 import mixjax as mx
-from experiments import cli, results, tasks, training
+from experiments import cli, conditions, results, tasks, training
+from experiments.conditions import Case
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,26 +39,18 @@ class Config:
     """Repetitions, each with its own people as participants."""
     records: int = 50
     """Candidates of each participant: at most so many members, and as many others."""
+    defences: tuple[conditions.DefenceName, ...] = ("none", "mixnn", "top_k", "noisy")
+    """What stands between the clients and the server."""
     kept: tuple[float, ...] = (0.1, 0.01)
     """Shares of an update that top-k compression keeps."""
     noise: tuple[float, ...] | None = None
-    """Standard deviations of the noisy gradient; the dataset's by default."""
+    """Standard deviations of the noisy gradient; the dataset's largest by default."""
     participants: int = 20
     """Who takes part, where participants are dealt from a pool of images."""
     per_client: int = 500
     """Training examples of each, where participants are dealt from a pool of images."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     """Where to write; results/membership_DATASET by default."""
-
-
-def defences(config: Config, clip_norm: float) -> dict[str, mx.defences.Defence]:
-    """What is compared."""
-    chosen = {"plain FL": mx.defences.none(), "MixNN": mx.defences.mixnn()}
-    for share in config.kept:
-        chosen[f"top {share:.0%}"] = mx.defences.top_k(share)
-    for sigma in config.noise or ():
-        chosen[f"noise σ={sigma:g}"] = mx.defences.noisy_gradient(sigma, clip_norm)
-    return chosen
 
 
 def main(config: Config) -> None:
@@ -68,25 +61,18 @@ def main(config: Config) -> None:
     """
     started = time.perf_counter()
     cli.check_counts(config, ("rounds", "seeds", "records", "participants", "per_client"))
-    task = tasks.TASKS[config.dataset]
     if config.noise is None:
-        config = dataclasses.replace(config, noise=task.noise[-1:])
+        config = dataclasses.replace(config, noise=tasks.TASKS[config.dataset].noise[-1:])
+    task = tasks.resolve(config)
     console = rich.console.Console()
     people = config.participants + task.auxiliary
     dataset = task.load(config.data_dir, people, config.per_client)
     setting = training.Setting(
-        model=task.model(len(dataset.classes)),
-        attack="passive",
-        clip_norm=None,
-        mixed=False,
-        keep_updates=True,
-        rounds=config.rounds,
-        epochs=task.epochs,
-        batch_size=task.batch_size,
-        learning_rate=task.learning_rate,
-        momentum=0.9,
+        task.model(len(dataset.classes)), task, Case("none", "passive"), config.rounds
     )
-    chosen = defences(config, task.clip_norm)
+    chosen = {
+        case.label: case.build() for case in conditions.cases(config.defences, "passive", task)
+    }
     mesh = mx.sharding.clients_mesh()
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in chosen}
     for seed in rich.progress.track(range(config.seeds), "seeds", console=console):
@@ -94,7 +80,7 @@ def main(config: Config) -> None:
         for name, values in one_seed(setting, chosen, split, seed, config.records, mesh).items():
             found[name].append(values)
     summary = {
-        "config": results.config_dict(config),
+        "config": results.config_dict(config, task),
         "environment": results.environment(),
         "seconds": round(time.perf_counter() - started, 1),
         "results": {

@@ -6,8 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments import figures as figures_lib
-from experiments.metrics import Case
+from experiments.conditions import Case
 from experiments.results import DELTA, best_unit, percent, write_text
 
 FIGURES = {
@@ -98,6 +97,7 @@ def claims(finished: list[tuple[Entry, dict[str, Any]]]) -> str:
                     max(abs(gap["low"]), abs(gap["high"])) * 100 <= SAME,
                 )
             )
+        # the abstract's two, whatever else is compared
         for attack in ("passive", "active"):
             seen = cases.get(Case("none", attack))
             if seen is not None:
@@ -149,7 +149,7 @@ def noise_claims(
         rows.append(
             (
                 "MixNN limits the inference more than noise does, at no lower utility",
-                f"{data}, σ = {case.sigma:g}",
+                f"{data}, {case.label}",
                 f"attack {percent(mixed['attribution_accumulated'])} against {percent(attack)}, "
                 f"utility {percent(mixed['accuracy'])} against {percent(utility)}",
                 mixed["attribution_accumulated"]["high"] < attack["low"]
@@ -159,7 +159,7 @@ def noise_claims(
         rows.append(
             (
                 "Noise damages utility",
-                f"{data}, σ = {case.sigma:g}",
+                f"{data}, {case.label}",
                 f"{percent(utility)} against {percent(plain['accuracy'])} of plain FL",
                 utility["high"] < plain["accuracy"]["low"],
             )
@@ -212,20 +212,20 @@ def table(summary: dict[str, Any]) -> str:
         names = ("accuracy", "attribution", "attribution_accumulated", "auc", "set_level")
         shown = [*(entry[name] for name in names), best_unit(entry)]
         epsilon = f"{entry['epsilon']:,.0f}" if "epsilon" in entry else "∞"
-        cells = [figures_lib.label(case), case.attack, *map(percent, shown), epsilon]
+        cells = [case.label, case.attack, *map(percent, shown), epsilon]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def layers(summary: dict[str, Any]) -> str:
     """Layer by layer: its size, and the attack on it alone."""
-    cases = {c: e for c, e in by_case(summary).items() if c.attack == "passive" and c.sigma is None}
+    cases = {c: e for c, e in by_case(summary).items() if c.server.passive and not c.perturbs}
     if not cases:
         return ""
     counts = summary["parameters"]
     total = sum(counts.values())
     lines = [
-        f"| layer | parameters | share | {' | '.join(figures_lib.label(case) for case in cases)} |",
+        f"| layer | parameters | share | {' | '.join(case.label for case in cases)} |",
         "|---|---|---|" + "---|" * len(cases),
     ]
     for unit, count in counts.items():

@@ -18,7 +18,7 @@ import rich.console
 import tyro
 
 import mixjax as mx
-from experiments import cli, evaluate, planted, report, results
+from experiments import cli, evaluate, planted, report, results, tasks
 
 CONFIGS = Path(__file__).parent / "configs"
 PLANTED = {
@@ -100,7 +100,8 @@ def run(setting: dict[str, Any], folder: Path | None, out: Path, synthetic: bool
     options: dict[str, Any] = {
         name: tuple(v) if isinstance(v, list) else v for name, v in setting.items()
     }
-    asked = results.config_dict(evaluate.with_defaults(evaluate.Config(**options)))
+    config = evaluate.Config(**options)
+    asked = results.config_dict(config, tasks.resolve(config))
     summary = out / "summary.json"
     if summary.is_file() and json.loads(summary.read_bytes())["config"] == asked:
         return None

@@ -14,9 +14,10 @@ import numpy as np
 import optax
 
 import mixjax as mx
-from experiments.metrics import Case
+from experiments.conditions import Case
+from experiments.tasks import Task
 
-# at which the noisy baseline's epsilon is given
+# at which a defence's epsilon is given
 DELTA = 1e-5
 
 Row = dict[str, Any]
@@ -93,16 +94,16 @@ def summarize(
     cases = by_case(rows)
     results = []
     for case, seeds in cases.items():
-        entry: dict[str, Any] = case._asdict()
+        entry: dict[str, Any] = case.keys()
         for name, value in FIGURES_OF_A_CASE.items():
             entry[name] = over_seeds(seeds, value)._asdict()
         entry["unit_level"] = {
             unit: over_seeds(seeds, average_unit(unit))._asdict()
             for unit in next(iter(seeds.values()))[0]["unit_level"]
         }
-        if case.sigma is not None:
-            multiplier = mx.accounting.noise_multiplier(case.sigma, config["clip_norm"])
-            entry["epsilon"] = mx.accounting.gaussian_epsilon(multiplier, config["rounds"], DELTA)
+        epsilon = case.epsilon(config["rounds"], DELTA)
+        if epsilon is not None:
+            entry["epsilon"] = epsilon
         plain = cases.get(Case("none", case.attack))
         if plain is not None and plain.keys() == seeds.keys():
             difference = [
@@ -151,9 +152,13 @@ def write_text(path: Path, text: str) -> None:
         file.write(text.encode())
 
 
-def config_dict(config: Any) -> dict[str, Any]:
-    """The options that decide the results, as plain JSON values: folders may be moved."""
-    options = json.loads(json.dumps(dataclasses.asdict(config), default=str))
+def config_dict(config: Any, task: Task) -> dict[str, Any]:
+    """The options that decide the results, as plain JSON values: folders may be moved.
+
+    What `config` leaves to the dataset is the task's.
+    """
+    own = {name: getattr(task, name, value) for name, value in dataclasses.asdict(config).items()}
+    options = json.loads(json.dumps(own, default=str))
     aside = ("resume", "overwrite", "out", "data_dir")
     return {name: options[name] for name in options if name not in aside}
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import mixjax as mx
 from experiments import results
-from experiments.metrics import Case
+from experiments.conditions import Case
 
 ROUNDS, CONFIG, SUMMARY, CHECKPOINTS = "rounds.jsonl", "config.json", "summary.json", "checkpoints"
 
@@ -68,12 +68,16 @@ def _saved_config(path: Path) -> dict[str, Any]:
         ) from None
 
 
-def row_keys(seed: int, cases: Sequence[Case], rounds: int) -> list[tuple[Any, ...]]:
+def row_keys(seed: int, cases: Sequence[Case], rounds: int) -> list[dict[str, Any]]:
     """What tells the rows of one trajectory apart, in the order they are written."""
-    return [(seed, *case, number + 1) for case in cases for number in range(rounds)]
+    return [
+        {"seed": seed, **case.keys(), "round": number + 1}
+        for case in cases
+        for number in range(rounds)
+    ]
 
 
-def finished(path: Path, trajectories: Iterable[list[tuple[Any, ...]]]) -> tuple[results.Rows, int]:
+def finished(path: Path, trajectories: Iterable[list[dict[str, Any]]]) -> tuple[results.Rows, int]:
     """The rows of finished trajectories; cuts off what a kill left of the next.
 
     Args:
@@ -92,7 +96,7 @@ def finished(path: Path, trajectories: Iterable[list[tuple[Any, ...]]]) -> tuple
     for expected in trajectories:
         part = [row for row, _ in lines[len(rows) : len(rows) + len(expected)]]
         for offset, (row, key) in enumerate(zip(part, expected, strict=False)):
-            came = tuple(row.get(name) for name in ("seed", *Case._fields, "round"))
+            came = {name: row.get(name) for name in key}
             if came != key:
                 raise mx.InputError(
                     f"expected {key} in line {len(rows) + offset + 1} of {path}; got {came}. Put "

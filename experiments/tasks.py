@@ -1,74 +1,92 @@
-"""What is run on each dataset: who takes part, which model, and how it is trained."""
+"""What is run on each dataset: who takes part, which model, and how it is trained.
+
+A new dataset is a row of `TASKS` and its loader in `mixjax.datasets`.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import tyro
 from flax import linen as nn
 
 import mixjax as mx
 
-DatasetName = Literal["watch", "cifar10", "fashion_mnist", "motionsense", "mobiact", "lfw"]
+Load = Callable[[Path | None, int, int], mx.data.Dataset]
 
 
 class Task(NamedTuple):
-    """A dataset's part of the evaluation.
+    """A dataset's part of the evaluation, and all that decides how a trajectory is trained.
 
     Attributes:
       load: `(data_dir, people, per_client) -> Dataset`. Where participants are dealt from a pool,
         `people` is their number with those the server knows, and `per_client` their examples;
         elsewhere both are the dataset's own.
       model: `classes -> network`.
-      dealt: whether participants are dealt from a pool.
       auxiliary: people the server has auxiliary data of.
       epochs: local epochs a round.
       batch_size: examples a local step.
       learning_rate: of local SGD.
       noise: standard deviations of the noisy gradient.
       clip_norm: bound on updates before noise; few are longer in the first rounds.
+      momentum: of local SGD.
+      kept: shares of an update that top-k compression keeps.
+      list_size: entries in each list of the proxy.
     """
 
-    load: Callable[[Path | None, int, int], mx.data.Dataset]
+    load: Load
     model: Callable[[int], nn.Module]
-    dealt: bool
     auxiliary: int
     epochs: int
     batch_size: int
     learning_rate: float
     noise: tuple[float, ...]
     clip_norm: float
+    momentum: float = 0.9
+    kept: tuple[float, ...] = (0.1, 0.01)
+    list_size: int = 5
 
 
-def _watch(folder: Path | None, people: int, per_client: int) -> mx.data.Dataset:
-    if folder is not None:
-        raise mx.InputError("expected no --data-dir for watch, which comes with a package.")
-    return mx.datasets.watch()
+def resolve(options: Any) -> Task:
+    """The task of `options.dataset`, with the options that are given in place of its own.
+
+    Args:
+      options: of a command; an option of a field's name that is not None counts as given.
+    """
+    given = {name: getattr(options, name, None) for name in Task._fields}
+    task = TASKS[options.dataset]
+    return task._replace(**{name: value for name, value in given.items() if value is not None})
 
 
-def _cifar10(folder: Path | None, people: int, per_client: int) -> mx.data.Dataset:
-    return mx.datasets.cifar10(data_dir=folder, participants=people, per_client=per_client)
+def _packaged(name: str, loader: Callable[[], mx.data.Dataset]) -> Load:
+    """The data comes with a package."""
+
+    def load(folder: Path | None, people: int, per_client: int) -> mx.data.Dataset:
+        if folder is not None:
+            raise mx.InputError(f"expected no --data-dir for {name}, which comes with a package.")
+        return loader()
+
+    return load
 
 
-def _fashion_mnist(folder: Path | None, people: int, per_client: int) -> mx.data.Dataset:
-    return mx.datasets.fashion_mnist(data_dir=folder, participants=people, per_client=per_client)
+def _of_people(name: str, loader: Callable[..., mx.data.Dataset]) -> Load:
+    """Participants are the people whose files the folder has."""
+
+    def load(folder: Path | None, people: int, per_client: int) -> mx.data.Dataset:
+        if folder is None:
+            raise mx.InputError(f"expected --data-dir, the folder with the files of {name}.")
+        return loader(data_dir=folder)
+
+    return load
 
 
-def _lfw(folder: Path | None, people: int, per_client: int) -> mx.data.Dataset:
-    return mx.datasets.lfw(data_dir=folder, participants=people, per_client=per_client)
+def _dealt(loader: Callable[..., mx.data.Dataset]) -> Load:
+    """Participants are dealt from a pool of images."""
 
+    def load(folder: Path | None, people: int, per_client: int) -> mx.data.Dataset:
+        return loader(data_dir=folder, participants=people, per_client=per_client)
 
-def _motionsense(folder: Path | None, people: int, per_client: int) -> mx.data.Dataset:
-    return mx.datasets.motionsense(data_dir=_needed(folder, "motionsense"))
-
-
-def _mobiact(folder: Path | None, people: int, per_client: int) -> mx.data.Dataset:
-    return mx.datasets.mobiact(data_dir=_needed(folder, "mobiact"))
-
-
-def _needed(folder: Path | None, dataset: str) -> Path:
-    if folder is None:
-        raise mx.InputError(f"expected --data-dir, the folder with the files of {dataset}.")
-    return folder
+    return load
 
 
 def _sensors(classes: int) -> nn.Module:
@@ -79,11 +97,70 @@ def _images(classes: int) -> nn.Module:
     return mx.models.ImageCNN(classes=classes)
 
 
-TASKS: dict[str, Task] = {
-    "watch": Task(_watch, _sensors, False, 3, 1, 16, 0.05, (0.02, 0.1, 0.3), 4.0),
-    "cifar10": Task(_cifar10, _images, True, 4, 2, 16, 0.02, (0.005, 0.02, 0.05), 4.0),
-    "fashion_mnist": Task(_fashion_mnist, _images, True, 4, 1, 16, 0.02, (0.005, 0.02, 0.05), 4.0),
-    "motionsense": Task(_motionsense, _sensors, False, 4, 1, 16, 0.05, (0.02, 0.1, 0.3), 4.0),
-    "mobiact": Task(_mobiact, _sensors, False, 6, 1, 16, 0.05, (0.02, 0.1, 0.3), 4.0),
-    "lfw": Task(_lfw, _images, True, 4, 2, 32, 0.02, (0.005, 0.02, 0.05), 4.0),
+TASKS = {
+    "watch": Task(
+        load=_packaged("watch", mx.datasets.watch),
+        model=_sensors,
+        auxiliary=3,
+        epochs=1,
+        batch_size=16,
+        learning_rate=0.05,
+        noise=(0.02, 0.1, 0.3),
+        clip_norm=4.0,
+    ),
+    "cifar10": Task(
+        load=_dealt(mx.datasets.cifar10),
+        model=_images,
+        auxiliary=4,
+        epochs=2,
+        batch_size=16,
+        learning_rate=0.02,
+        noise=(0.005, 0.02, 0.05),
+        clip_norm=4.0,
+    ),
+    "fashion_mnist": Task(
+        load=_dealt(mx.datasets.fashion_mnist),
+        model=_images,
+        auxiliary=4,
+        epochs=1,
+        batch_size=16,
+        learning_rate=0.02,
+        noise=(0.005, 0.02, 0.05),
+        clip_norm=4.0,
+    ),
+    "motionsense": Task(
+        load=_of_people("motionsense", mx.datasets.motionsense),
+        model=_sensors,
+        auxiliary=4,
+        epochs=1,
+        batch_size=16,
+        learning_rate=0.05,
+        noise=(0.02, 0.1, 0.3),
+        clip_norm=4.0,
+    ),
+    "mobiact": Task(
+        load=_of_people("mobiact", mx.datasets.mobiact),
+        model=_sensors,
+        auxiliary=6,
+        epochs=1,
+        batch_size=16,
+        learning_rate=0.05,
+        noise=(0.02, 0.1, 0.3),
+        clip_norm=4.0,
+    ),
+    "lfw": Task(
+        load=_dealt(mx.datasets.lfw),
+        model=_images,
+        auxiliary=4,
+        epochs=2,
+        batch_size=32,
+        learning_rate=0.02,
+        noise=(0.005, 0.02, 0.05),
+        clip_norm=4.0,
+    ),
 }
+
+if TYPE_CHECKING:
+    DatasetName = str
+else:
+    DatasetName = tyro.extras.literal_type_from_choices(TASKS)

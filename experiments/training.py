@@ -4,6 +4,7 @@ The mean is the same under none, shuffle, MixNN and its proxy, so is everything 
 it. One trajectory therefore serves every mixing; noise and an active server have their own.
 """
 
+import dataclasses
 import functools
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +16,9 @@ import optax
 from flax import linen as nn
 
 import mixjax as mx
+from experiments import conditions, knowledge
+from experiments.conditions import Case
+from experiments.tasks import Task
 
 
 class Setting(NamedTuple):
@@ -22,27 +26,20 @@ class Setting(NamedTuple):
 
     Attributes:
       model: the network.
-      attack: "passive" or "active".
-      clip_norm: bound on the norm of updates, which clients then add noise to; None for neither.
-      mixed: whether layers are mixed for real, as tensors, before they are averaged.
-      keep_updates: whether the record keeps every update.
+      task: how it is trained.
+      case: under which attack, and what clients do to their updates. Parameters that one program
+        takes all values of are left out.
       rounds: number of rounds.
-      epochs: local epochs.
-      batch_size: examples a local step.
-      learning_rate: of local SGD.
-      momentum: of local SGD.
+      mixed: whether the case's mixing is done for real, on tensors, before they are averaged.
+      keep_updates: whether the record keeps every update.
     """
 
     model: nn.Module
-    attack: str
-    clip_norm: float | None
-    mixed: bool
-    keep_updates: bool
+    task: Task
+    case: Case
     rounds: int
-    epochs: int
-    batch_size: int
-    learning_rate: float
-    momentum: float
+    mixed: bool = False
+    keep_updates: bool = False
 
 
 class Split(NamedTuple):
@@ -52,24 +49,45 @@ class Split(NamedTuple):
       train: the participants' training data.
       test: their held-out data.
       truth: their attribute, `[clients]`.
-      auxiliary: rows of `values` attribute values for each of `known`.
-      values: the number of attribute values.
-      known: numbers of people that the server knows, in order; the last is all of them.
+      auxiliary: what the server knows, arrays `[levels, values, ...]`.
+      known: how many people that is, level by level; the last is all of them.
     """
 
     train: mx.data.ClientData
     test: mx.data.ClientData
     truth: np.ndarray
     auxiliary: mx.data.ClientData
-    values: int
     known: tuple[int, ...]
 
+    @property
+    def values(self) -> int:
+        """The number of attribute values."""
+        return self.auxiliary.counts.shape[1]
+
+    def padded(self, multiple: int) -> "Split":
+        """With as many rows as the multiple divides."""
+        train, test = (mx.data.pad(part, multiple) for part in (self.train, self.test))
+        return self._replace(train=train, test=test)
+
+    def rows(self) -> mx.data.ClientData:
+        """What the server knows, in one axis `[levels * values, ...]`."""
+        return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), self.auxiliary)
+
     def with_all_knowledge(self) -> "Split":
-        """Without the auxiliary rows of fewer people."""
-        rows = range(self.auxiliary.counts.shape[0])[-self.values :]
-        return self._replace(
-            auxiliary=mx.data.take(self.auxiliary, list(rows)), known=self.known[-1:]
-        )
+        """Without the levels of fewer people."""
+        last = jax.tree.map(lambda leaf: leaf[-1:], self.auxiliary)
+        return self._replace(auxiliary=last, known=self.known[-1:])
+
+
+class Trajectory(NamedTuple):
+    """A run: where it starts, and the records of all rounds, on the host.
+
+    The records' metrics are the test accuracies `[rounds, clients]`; rows past the participants
+    are padding. They hold the probes: see `mx.records.replay`.
+    """
+
+    start: mx.federation.FederationState
+    records: mx.federation.Record
 
 
 def split_people(dataset: mx.data.Dataset, seed: int, auxiliary: int, *, sweep: bool) -> Split:
@@ -123,8 +141,7 @@ def split_people(dataset: mx.data.Dataset, seed: int, auxiliary: int, *, sweep: 
         train=mx.data.take(dataset.train, participants),
         test=mx.data.take(dataset.test, participants),
         truth=of_client[participants],
-        auxiliary=jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *pools),
-        values=values,
+        auxiliary=jax.tree.map(lambda *leaves: jnp.stack(leaves), *pools),
         known=tuple(counts),
     )
 
@@ -133,39 +150,36 @@ def trajectory(
     setting: Setting,
     key: jax.Array,
     split: Split,
-    sigma: float,
+    traced: dict[str, jax.Array],
     mesh: jax.sharding.Mesh,
     *,
     every: int = 0,
     folder: Path | None = None,
-) -> mx.federation.Record:
+) -> Trajectory:
     """Train from scratch under attack.
 
     Args:
       setting: compiled once for each.
       key: the run's key.
       split: participants and auxiliary data.
-      sigma: the noise, if the setting has any.
+      traced: parameters of the case that the setting leaves out.
       mesh: spreads clients over devices.
       every: rounds between checkpoints in `folder`; none for 0, and the run is one program.
       folder: where an unfinished trajectory goes on from.
-
-    Returns:
-      Records of all rounds, on the host. Their metrics are the test accuracies
-      `[rounds, clients]`; rows past the participants are padding.
     """
-    train, test = (mx.data.pad(part, mesh.size) for part in (split.train, split.test))
     init_key, run_key = jax.random.split(key)
     params = initial(setting, init_key, split.train)
-    data = (run_key, train, test, split.auxiliary, jnp.float32(sigma))
-    start = mx.federation.fedavg(local_training(setting)).init(params)
-    if not every or folder is None:
-        return jax.device_get(_train(setting, mesh, *data, start)[1])
+    split = split.padded(mesh.size)
+    clients = split.train.counts.shape[0]
+    start = federation(setting, mesh, split, traced).init(params, clients)
 
     def advance(state: Any, rounds: int) -> tuple[Any, Any]:
-        return _train(setting._replace(rounds=rounds), mesh, *data, state)
+        return _train(setting._replace(rounds=rounds), mesh, run_key, split, traced, state)
 
-    return mx.checkpoint.run_segments(folder, key, advance, start, setting.rounds, every=every)[1]
+    if not every or folder is None:
+        return Trajectory(start, jax.device_get(advance(start, setting.rounds)[1]))
+    run = mx.checkpoint.run_segments(folder, key, advance, start, setting.rounds, every=every)
+    return Trajectory(start, run[1])
 
 
 def units(setting: Setting, split: Split) -> mx.units.Units:
@@ -177,9 +191,9 @@ def local_training(setting: Setting) -> mx.client.LocalTraining:
     """What every client does."""
     return mx.client.local_training(
         mx.models.cross_entropy(setting.model),
-        optax.sgd(setting.learning_rate, momentum=setting.momentum),
-        batch_size=setting.batch_size,
-        epochs=setting.epochs,
+        optax.sgd(setting.task.learning_rate, momentum=setting.task.momentum),
+        batch_size=setting.task.batch_size,
+        epochs=setting.task.epochs,
     )
 
 
@@ -189,17 +203,13 @@ def initial(setting: Setting, key: jax.Array, train: mx.data.ClientData) -> Any:
     return mx.models.initial(setting.model, key, example.inputs)
 
 
-@functools.partial(jax.jit, static_argnames=("setting", "mesh"))
-def _train(
+def federation(
     setting: Setting,
     mesh: jax.sharding.Mesh,
-    key: jax.Array,
-    train: mx.data.ClientData,
-    test: mx.data.ClientData,
-    auxiliary: mx.data.ClientData,
-    sigma: jax.Array,
-    state: mx.federation.FederationState,
-) -> tuple[mx.federation.FederationState, mx.federation.Record]:
+    split: Split,
+    traced: dict[str, jax.Array],
+) -> mx.federation.Federation:
+    """The federation under attack."""
     model = setting.model
 
     def test_accuracy(params: Any) -> jax.Array:
@@ -209,30 +219,36 @@ def _train(
             real = jnp.arange(right.shape[0]) < client.counts
             return (), jnp.sum(right & real) / client.counts
 
-        return mx.cohort.fold(one, params, test, mesh=mesh)[1]
+        return mx.cohort.fold(one, params, split.test, mesh=mesh)[1]
 
-    local = local_training(setting)
-    rows = auxiliary.counts.shape[0]
-    attack = getattr(mx.attacks.sim, setting.attack)(
-        auxiliary, mesh=mesh if rows % mesh.size == 0 else None
-    )
-    defence = mx.defences.none()
-    if setting.clip_norm is not None:
-        defence = mx.defences.noisy_gradient(sigma, setting.clip_norm)
+    levels, values = split.auxiliary.counts.shape
+    even = levels * values % mesh.size == 0
+    attack = setting.case.server.make(split.rows(), mesh if even else None)
+    defence = setting.case.with_traced(traced).perturbation()
     if setting.mixed:
-        defence = mx.defences.compose(defence, mx.defences.mixnn())
-    federation = mx.federation.fedavg(
-        local,
+        mixing = conditions.with_mix(mx.defences.none(), setting.case.mix())
+        defence = mx.defences.compose(defence, mixing)
+    return mx.federation.fedavg(
+        local_training(setting),
         defence=defence,
-        attack=attack,
-        aggregate=_materialized_mean if setting.mixed else mx.aggregation.mean,
+        attack=knowledge.by_level(attack, levels),
+        # the mean of the mixed tensors themselves: what the shortcut must agree with
+        aggregate=dataclasses.replace(mx.aggregation.mean, additive=not setting.mixed),
         evaluate=test_accuracy,
         keep_updates=setting.keep_updates,
+        keep_probe=True,
         mesh=mesh,
     )
-    return mx.federation.run(key, federation, state, train, setting.rounds)
 
 
-def _materialized_mean(updates: Any, active: jax.Array) -> Any:
-    """The mean of the mixed tensors themselves: what the shortcut must agree with."""
-    return mx.aggregation.mean(updates, active)
+@functools.partial(jax.jit, static_argnames=("setting", "mesh"))
+def _train(
+    setting: Setting,
+    mesh: jax.sharding.Mesh,
+    key: jax.Array,
+    split: Split,
+    traced: dict[str, jax.Array],
+    state: mx.federation.FederationState,
+) -> tuple[mx.federation.FederationState, mx.federation.Record]:
+    federated = federation(setting, mesh, split, traced)
+    return mx.federation.run(key, federated, state, split.train, setting.rounds)

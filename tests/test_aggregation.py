@@ -284,3 +284,11 @@ def test_an_unscaled_weighted_mean_after_mixing_follows_its_law() -> None:
     assert has_variance(variance)
     assert not has_variance(np.sum(w**2) * spread)
     assert not has_variance((np.sum(w**2) - 1 / clients) * np.var(x, axis=0))
+
+
+def test_the_mean_of_an_only_row_is_that_row_bit_by_bit() -> None:
+    rows = {"w": jax.random.normal(jax.random.key(0), (1, 1000))}
+    for active in (None, jnp.ones(1, bool)):
+        mean = jax.jit(mx.aggregation.mean)(rows, active)
+        np.testing.assert_array_equal(mean["w"], rows["w"][0])
+    assert np.isnan(jax.jit(mx.aggregation.mean)(rows, jnp.zeros(1, bool))["w"]).all()

@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import rich.console
 
-from experiments import cli, evaluate, membership
+import mixjax as mx
+from experiments import cli, conditions, evaluate, figures, membership, report, results, tasks
+from experiments.conditions import Case
 
 INTERVAL = {"mean", "low", "high", "n"}
 FIGURES = {
@@ -60,7 +63,7 @@ def test_the_summary_has_intervals_for_every_case(toy: tuple[Path, str]) -> None
     for unit, interval in plain["unit_level"].items():
         assert interval == pytest.approx(shuffle["unit_level"][unit])
     assert plain["set_level"] == shuffle["set_level"]
-    assert proxy["list_size"] == 5
+    assert [e["parameters"] for e in summary["results"]] == [{}, {}, {"list_size": 5}]
     assert plain["attribution"]["mean"] > 0.9
 
 
@@ -79,6 +82,9 @@ def test_it_draws_its_figures_and_prints_a_table(toy: tuple[Path, str]) -> None:
         (("--auxiliary", "9"), "expected --auxiliary in 1..8"),
         (("--rounds", "0"), "expected --rounds of at least 1"),
         (("--noise", "-1"), "greater than 0 for --noise"),
+        (("--list-size", "0"), "expected --list-size of at least 1"),
+        (("--defences", "top_k", "--kept", "2"), "fraction"),
+        (("--defences", "top_k", "--kept"), "a value or more for the parameters of `top_k`"),
     ],
 )
 def test_bad_options_are_refused_in_a_sentence(
@@ -94,6 +100,71 @@ def test_bad_options_are_refused_in_a_sentence(
     said = capsys.readouterr().err
     assert message in said
     assert "Traceback" not in said
+
+
+def test_a_row_is_all_that_a_new_defence_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = conditions.Defence(
+        "clipped to {clip_norm:g}",
+        "#123456",
+        cases=lambda task: [{"clip_norm": norm} for norm in (1.0, task.clip_norm)],
+        perturb=lambda clip_norm: mx.defences.clipped(clip_norm),
+        epsilon=lambda rounds, delta, clip_norm: rounds * clip_norm,
+    )
+    monkeypatch.setitem(conditions.DEFENCES, "clip", row)
+    options: Any = {"defences": ("none", "shuffle", "clip"), "attacks": ("passive",)}
+    config = evaluate.Config(**options, rounds=1, seeds=2)
+    task = tasks.resolve(config)
+    evaluate.check(config, task)
+    jobs = evaluate.plan(config, task)
+    clipped = [Case("clip", "passive", (("clip_norm", norm),)) for norm in (1.0, 4.0)]
+    assert [job.cases for job in jobs] == [
+        [Case("none", "passive"), Case("shuffle", "passive")],
+        *([case] for case in clipped),
+    ]
+    assert not jobs[1].sweep
+    assert [case.label for case in clipped] == ["clipped to 1", "clipped to 4"]
+
+    rows = [row_of(case, seed) for seed in range(2) for job in jobs for case in job.cases]
+    assert all(Case.of(json.loads(json.dumps(one))) == Case.of(one) for one in rows)
+    summary = results.summarize(rows, results.config_dict(config, task), {"conv": 9}, 1.0)
+    assert [entry.get("epsilon") for entry in summary["results"]] == [None, None, 1.0, 4.0]
+    rich.console.Console(width=200).print(evaluate.table(summary))
+    for text in (capsys.readouterr().out, report.table(summary)):
+        assert all(case.label in text for case in clipped)
+    drawn = figures.draw_all(rows, tmp_path)
+    assert {path.stem for path in drawn} >= {"utility", "frontier", "participants"}
+
+
+def row_of(case: Case, seed: int) -> dict[str, Any]:
+    names = ("accuracy", "attribution", "attribution_accumulated", "balanced_accuracy", "auc")
+    numbers = dict.fromkeys((*names, "auc_accumulated", "set_level", "chance"), 0.5)
+    keys = {"seed": seed, **case.keys(), "round": 1}
+    return keys | numbers | {"unit_level": {"conv": 0.5}, "participants": [0.4, 0.6]}
+
+
+def test_every_row_has_a_colour_of_its_own_and_a_label() -> None:
+    task = tasks.TASKS["watch"]
+    cases = conditions.cases(conditions.DEFENCES, "passive", task)
+    assert len({row.color for row in conditions.DEFENCES.values()}) == len(conditions.DEFENCES)
+    assert len({case.label for case in cases}) == len(cases)
+    for case in cases:
+        static, traced = case.split_traced()
+        assert not any(name in dict(static.parameters) for name in traced)
+        assert dict(static.with_traced(traced).parameters) == pytest.approx(dict(case.parameters))
+        # one object, so that one program serves all cases with the same mixing
+        assert case.mix() is Case(case.defence, "active", case.parameters).mix()
+
+
+def test_an_option_that_is_given_takes_the_place_of_the_datasets_own() -> None:
+    own = tasks.TASKS["lfw"]
+    task = tasks.resolve(evaluate.Config(dataset="lfw", epochs=7, noise=(), list_size=3))
+    assert task == own._replace(epochs=7, noise=(), list_size=3)
+    config = evaluate.Config(dataset="lfw")
+    written = results.config_dict(config, tasks.resolve(config))
+    assert written["noise"] == list(own.noise)
+    assert None not in written.values()
 
 
 def test_membership_is_judged_behind_each_defence(tmp_path: Path) -> None:

@@ -82,7 +82,7 @@ def entry_of(mean: float, width: float = 0.01) -> dict[str, float]:
 @pytest.mark.parametrize(("attack", "gap", "verdicts"), [(0.5, 0.0, "yes"), (0.95, 0.1, "**no**")])
 def test_claims_follow_from_the_intervals(attack: float, gap: float, verdicts: str) -> None:
     def case(defence: str, **found: Any) -> dict[str, Any]:
-        keys = {"defence": defence, "attack": "passive", "sigma": None, "list_size": None}
+        keys = {"defence": defence, "attack": "passive", "parameters": {}}
         return keys | {"accuracy": entry_of(0.8)} | found
 
     summary = {

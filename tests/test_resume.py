@@ -12,17 +12,16 @@ import pytest
 
 import mixjax as mx
 from experiments import evaluate, results, resume
-from experiments.metrics import Case
+from experiments.conditions import Case
 
-CASES = [Case("none", "passive"), Case("noisy", "passive", sigma=0.1)]
+CASES = [Case("none", "passive"), Case("noisy", "passive", (("sigma", 0.1),))]
 ROUNDS = 2
 KEYS = [resume.row_keys(seed, CASES, ROUNDS) for seed in range(3)]
 CONFIG = {"rounds": ROUNDS, "noise": [0.1]}
 
 
 def rows(seed: int) -> list[dict[str, Any]]:
-    names = ("seed", *Case._fields, "round")
-    return [{**dict(zip(names, key, strict=True)), "loss": 0.1 * seed} for key in KEYS[seed]]
+    return [{**key, "loss": 0.1 * seed} for key in KEYS[seed]]
 
 
 def lines(count: int = 3) -> bytes:
@@ -65,7 +64,9 @@ def test_rows_out_of_order_are_an_error(tmp_path: Path) -> None:
     path = tmp_path / "rounds.jsonl"
     texts = lines().splitlines(keepends=True)
     path.write_bytes(b"".join([*texts[:4], *texts[5:]]))
-    with pytest.raises(mx.InputError, match=r"expected \(1, .*, 1\) in line 5 of .*; got"):
+    with pytest.raises(
+        mx.InputError, match=r"expected \{'seed': 1, .*, 'round': 1\} in line 5 of .*; got"
+    ):
         resume.finished(path, KEYS)
 
 

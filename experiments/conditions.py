@@ -1,0 +1,226 @@
+"""What is compared: a row for each defence and each attack, which all else here reads.
+
+A new defence is a row of `DEFENCES`, a new attack one of `ATTACKS`, and nothing else: the command
+line's choices, trajectories, figures, tables and the page of results follow from the rows.
+"""
+
+import functools
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import tyro
+
+import mixjax as mx
+from experiments.tasks import Task
+from mixjax.attacks import sim
+
+Parameters = tuple[tuple[str, Any], ...]
+UnitScores = Callable[[mx.attacks.Probe, mx.units.Units, Any], jax.Array]
+
+
+def _once(task: Task) -> Iterable[dict[str, Any]]:
+    del task
+    return [{}]
+
+
+class Defence(NamedTuple):
+    """A defence.
+
+    Attributes:
+      label: its name in legends, formatted with its parameters.
+      color: in figures.
+      markers: in figures, one for each of its cases in turn.
+      cases: `task -> parameters` of each case to compare; one without any by default.
+      perturb: `(**parameters) -> mx.defences.Defence`, what clients do to their updates; None for
+        nothing. It needs a trajectory of its own.
+      mix: `(**parameters) -> mx.mixing.Mix`, what the proxy does; None for nothing. The mean is
+        the same under any, so it is replayed on the trajectory that has no proxy.
+      measured: whether it is also trained through really mixed tensors, under a server that
+        only looks: its utility is then measured and not assumed.
+      traced: parameters of `perturb` that one compiled program takes all values of.
+      epsilon: `(rounds, delta, **parameters)` -> what it guarantees; None without a guarantee.
+    """
+
+    label: str
+    color: str
+    markers: str = "D"
+    cases: Callable[[Task], Iterable[dict[str, Any]]] = _once
+    perturb: Callable[..., mx.defences.Defence] | None = None
+    mix: Callable[..., mx.mixing.Mix] | None = None
+    measured: bool = False
+    traced: tuple[str, ...] = ()
+    epsilon: Callable[..., float] | None = None
+
+
+class Attack(NamedTuple):
+    """An attack on an attribute, whose findings are scores `[clients, values]`.
+
+    Attributes:
+      label: what the server is called in figures.
+      make: `(auxiliary, mesh) -> mx.attacks.Attack`; see `mx.attacks.sim.passive`. What it
+        measures and observes must be the same functions for all data, so that replaying them is
+        compiled once.
+      unit_scores: `(probe, units, measures) -> [clients, units, values]`, each unit's alone.
+      passive: whether it sends the server's own model. References to several levels of knowledge
+        can then be prepared in one trajectory, each from its own auxiliary rows.
+    """
+
+    label: str
+    make: Callable[[mx.data.ClientData, Any], mx.attacks.Attack]
+    unit_scores: UnitScores
+    passive: bool
+
+
+def _noise_epsilon(rounds: int, delta: float, *, sigma: float, clip_norm: float) -> float:
+    multiplier = mx.accounting.noise_multiplier(sigma, clip_norm)
+    return mx.accounting.gaussian_epsilon(multiplier, rounds, delta)
+
+
+def _unit_cosines(probe: mx.attacks.Probe, units: mx.units.Units, terms: sim.Terms) -> jax.Array:
+    lengths = sim.direction_squared_norms(probe.references, units)
+    return sim.unit_cosine(sim.Statistics(*terms, lengths))
+
+
+DEFENCES = {
+    "none": Defence("plain FL", "#d1495b"),
+    "noisy": Defence(
+        "noise σ={sigma:g}",
+        "#edae49",
+        markers="os^v",
+        cases=lambda task: [{"sigma": s, "clip_norm": task.clip_norm} for s in task.noise],
+        perturb=mx.defences.noisy_gradient,
+        traced=("sigma",),
+        epsilon=_noise_epsilon,
+    ),
+    "top_k": Defence(
+        "top {fraction:.0%}",
+        "#8f5aa8",
+        markers="P*X",
+        cases=lambda task: [{"fraction": share} for share in task.kept],
+        perturb=mx.defences.top_k,
+    ),
+    "shuffle": Defence("shuffle (control)", "#7a7a7a", mix=mx.mixing.shuffle),
+    "mixnn": Defence("MixNN", "#00798c", mix=mx.mixing.full_round, measured=True),
+    "mixnn_proxy": Defence(
+        "MixNN, lists of {list_size}",
+        "#30638e",
+        cases=lambda task: [{"list_size": task.list_size}],
+        mix=mx.mixing.proxy,
+    ),
+}
+
+ATTACKS = {
+    "passive": Attack(
+        "passive server",
+        lambda auxiliary, mesh: sim.passive(auxiliary, mesh=mesh),
+        _unit_cosines,
+        passive=True,
+    ),
+    "active": Attack(
+        "active server",
+        lambda auxiliary, mesh: sim.active(auxiliary, mesh=mesh),
+        _unit_cosines,
+        passive=False,
+    ),
+}
+
+if TYPE_CHECKING:
+    DefenceName = str
+    AttackName = str
+else:
+    DefenceName = tyro.extras.literal_type_from_choices(DEFENCES)
+    AttackName = tyro.extras.literal_type_from_choices(ATTACKS)
+
+
+class Case(NamedTuple):
+    """A line of the table: a defence with its parameters, under an attack.
+
+    Attributes:
+      defence: of `DEFENCES`.
+      attack: of `ATTACKS`.
+      parameters: the defence's, sorted by name.
+    """
+
+    defence: str
+    attack: str
+    parameters: Parameters = ()
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> "Case":
+        """The case that a row or an entry of the summary belongs to; the inverse of `keys`."""
+        return cls(row["defence"], row["attack"], tuple(sorted(row["parameters"].items())))
+
+    def keys(self) -> dict[str, Any]:
+        """What tells the case's rows apart on disk, the same keys for all defences."""
+        return {**self._asdict(), "parameters": dict(self.parameters)}
+
+    @property
+    def row(self) -> Defence:
+        """The defence."""
+        return DEFENCES[self.defence]
+
+    @property
+    def server(self) -> Attack:
+        """The attack."""
+        return ATTACKS[self.attack]
+
+    @property
+    def label(self) -> str:
+        """Its name in legends."""
+        return self.row.label.format(**dict(self.parameters))
+
+    @property
+    def perturbs(self) -> bool:
+        """Whether clients change their updates, and with them the trajectory."""
+        return self.row.perturb is not None
+
+    def split_traced(self) -> tuple["Case", dict[str, Any]]:
+        """Without the parameters that one compiled program takes all values of, and these."""
+        values = dict(self.parameters)
+        traced = {name: jnp.float32(values.pop(name)) for name in self.row.traced}
+        return self._replace(parameters=tuple(values.items())), traced
+
+    def with_traced(self, traced: dict[str, Any]) -> "Case":
+        """The inverse of `split_traced`."""
+        return self._replace(parameters=(*self.parameters, *traced.items()))
+
+    def mix(self) -> mx.mixing.Mix | None:
+        """What the proxy does; None for nothing. The same object for all equal parameters."""
+        make = self.row.mix
+        return None if make is None else _mix(make, self.parameters)
+
+    def epsilon(self, rounds: int, delta: float) -> float | None:
+        """The privacy loss of all rounds; None without a guarantee."""
+        bound = self.row.epsilon
+        return None if bound is None else bound(rounds, delta, **dict(self.parameters))
+
+    def perturbation(self) -> mx.defences.Defence:
+        """What clients do to their updates."""
+        make = self.row.perturb
+        return mx.defences.none() if make is None else make(**dict(self.parameters))
+
+    def build(self) -> mx.defences.Defence:
+        """The whole defence."""
+        return with_mix(self.perturbation(), self.mix())
+
+
+def with_mix(defence: mx.defences.Defence, mix: mx.mixing.Mix | None) -> mx.defences.Defence:
+    """The defence, of which no update leaves the proxy but mixed."""
+    return defence if mix is None else defence._replace(mix=mix)
+
+
+def cases(defences: Iterable[str], attack: str, task: Task) -> list[Case]:
+    """Every defence with every set of its parameters."""
+    return [
+        Case.of({"defence": name, "attack": attack, "parameters": parameters})
+        for name in defences
+        for parameters in DEFENCES[name].cases(task)
+    ]
+
+
+# one object for equal parameters: a program is compiled for each
+@functools.cache
+def _mix(make: Callable[..., mx.mixing.Mix], parameters: Parameters) -> mx.mixing.Mix:
+    return make(**dict(parameters))

@@ -131,7 +131,7 @@ def _mean(updates: Updates, active: Active | None = None) -> Params:
         wide = wide_dtype(leaf.dtype)
         if clients == 1:
             # no arithmetic: a federation's mean is an only row, and goes through bit by bit
-            return jnp.where(rows[0], leaf[0], jnp.nan).astype(_float(leaf.dtype))
+            return jnp.where(rows[0], leaf[0].astype(floating(leaf.dtype)), jnp.nan)
         kept = leaf if active is None else jnp.where(_on_rows(rows, leaf), leaf, 0)
         # a product with the mask: jnp.mean over the leading axis runs at a fiftieth of the
         # memory bandwidth on CPU

@@ -8,12 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from helpers import assert_close, assert_equal, flip_a_bit
 
 import mixjax as mx
 
@@ -84,19 +84,6 @@ def whole() -> Any:
     return mx.federation.run(KEY, fed, fed.init(PARAMS), cohort(), ROUNDS)
 
 
-def plain(tree: Any) -> Any:
-    return jax.tree.map(
-        lambda leaf: np.asarray(
-            jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
-        ),
-        tree,
-    )
-
-
-def assert_equal(one: Any, other: Any) -> None:
-    chex.assert_trees_all_equal(plain(one), plain(other), strict=True)
-
-
 def files(folder: Path) -> set[str]:
     return {path.name for name in ("records", "states") for path in (folder / name).iterdir()}
 
@@ -105,12 +92,6 @@ def contents(folder: Path) -> dict[Path, tuple[bytes, int]]:
     """Each file of a run, and when it was written."""
     found = [path for path in folder.glob("*/**/*") if path.is_file()]
     return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in found}
-
-
-def flip_a_byte(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 0xFF
-    path.write_bytes(bytes(content))
 
 
 @pytest.fixture(scope="module")
@@ -214,7 +195,7 @@ def test_resumed_with_another_layout_it_is_equal_up_to_summation(
     expected = mx.federation.run(KEY, other, other.init(PARAMS), cohort(), 7)
     assert_equal(records.truth.origins, expected[1].truth.origins)
     assert_equal(jax.tree.map(lambda leaf: leaf[:ROUNDS], records), whole()[1])
-    chex.assert_trees_all_close(plain((state, records)), plain(expected), rtol=2e-5, atol=1e-6)
+    assert_close((state, records), expected, rtol=2e-5)
 
 
 def test_the_folder_is_closed_to_others(done: Path) -> None:
@@ -227,11 +208,11 @@ def test_the_folder_is_closed_to_others(done: Path) -> None:
 
 def damage_state(folder: Path) -> None:
     found = [path for path in (folder / "states" / "00000005").rglob("*") if path.is_file()]
-    flip_a_byte(max(found, key=lambda path: path.stat().st_size))
+    flip_a_bit(max(found, key=lambda path: path.stat().st_size))
 
 
 def damage_description(folder: Path) -> None:
-    flip_a_byte(folder / "states" / "00000005.json")
+    flip_a_bit(folder / "states" / "00000005.json")
 
 
 def cut_state(folder: Path) -> None:
@@ -239,7 +220,7 @@ def cut_state(folder: Path) -> None:
 
 
 def damage_records(folder: Path) -> None:
-    flip_a_byte(folder / "records" / "00000004-00000005.npz")
+    flip_a_bit(folder / "records" / "00000004-00000005.npz")
 
 
 def cut_records(folder: Path) -> None:
@@ -276,7 +257,7 @@ def test_a_damaged_checkpoint_costs_the_rounds_since_the_one_before(
 
 def test_without_a_good_checkpoint_it_says_what_to_do(copy: Path) -> None:
     damage_state(copy)
-    flip_a_byte(copy / "states" / "00000004.json")
+    flip_a_bit(copy / "states" / "00000004.json")
     message = r"no good checkpoint in .*copy.\n.*round 5.*\n.*round 4.*\n.*or delete it to start"
     with pytest.raises(mx.InputError, match=message):
         run(copy)

@@ -3,13 +3,13 @@
 import functools
 from typing import Any
 
-import chex
 import hypothesis
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from helpers import assert_close, assert_equal
 from hypothesis import strategies as st
 
 import mixjax as mx
@@ -49,14 +49,6 @@ def train(key: Any, data: Any, chunk_size: int = 1, mesh: Any = None) -> Any:
     return mx.cohort.run(key, params(), data, LOCAL, chunk_size=chunk_size, mesh=mesh)
 
 
-def assert_trees_equal(one: Any, other: Any) -> None:
-    chex.assert_trees_all_equal(jax.device_get(one), jax.device_get(other))
-
-
-def assert_trees_close(one: Any, other: Any) -> None:
-    chex.assert_trees_all_close(jax.device_get(one), jax.device_get(other), rtol=1e-5, atol=1e-6)
-
-
 def integer_fn(shared: Any, client: Any) -> tuple[Any, Any]:
     value, number = client
     summand = {"float": shared * value, "int": number, "half": value.astype(jnp.bfloat16)}
@@ -87,7 +79,7 @@ def test_a_fold_equals_a_loop_whatever_the_chunk_size(chunk_size: int) -> None:
     expected_totals, expected_records = loop(shared, clients)
     for name, total in totals.items():
         np.testing.assert_array_equal(np.asarray(total, np.float64), expected_totals[name])
-    assert_trees_equal(records, expected_records)
+    assert_equal(records, expected_records)
     assert totals["float"].dtype == totals["half"].dtype == jnp.float32
     assert totals["int"].dtype == jnp.int32
 
@@ -127,7 +119,7 @@ def test_the_same_function_may_give_only_a_sum_or_only_a_record() -> None:
 def test_one_client_at_a_time_on_cpu() -> None:
     assert jax.default_backend() != "cpu" or mx.cohort.default_chunk_size(10**6) == 1
     default = mx.cohort.fold(integer_fn, jnp.float32(1), integer_clients(3))
-    assert_trees_equal(
+    assert_equal(
         default, mx.cohort.fold(integer_fn, jnp.float32(1), integer_clients(3), chunk_size=1)
     )
 
@@ -142,14 +134,14 @@ def test_a_client_draws_the_same_numbers_in_any_chunks(chunk_size: int) -> None:
     key, data = jax.random.key(0), cohort()
     alone = mx.cohort.fold(draw, key, data, chunk_size=1)[1]
     chunked = mx.cohort.fold(draw, key, data, chunk_size=chunk_size)[1]
-    assert_trees_equal(alone, chunked)
+    assert_equal(alone, chunked)
 
 
 def test_a_client_draws_the_same_numbers_in_any_cohort() -> None:
     key, rows = jax.random.key(0), [5, 0, 3]
     data = cohort(ids=[40, 7, 9, 1000, 3, 2, 8])
     everyone, some = train(key, data), train(key, mx.data.take(data, rows))
-    assert_trees_equal(jax.tree.map(lambda leaf: leaf[jnp.array(rows)], everyone), some)
+    assert_equal(jax.tree.map(lambda leaf: leaf[jnp.array(rows)], everyone), some)
 
 
 def test_a_clients_randomness_follows_its_id_and_the_key() -> None:
@@ -164,7 +156,7 @@ def test_a_clients_randomness_follows_its_id_and_the_key() -> None:
 @pytest.mark.parametrize("chunk_size", [3, CLIENTS + 4])
 def test_training_a_cohort_is_the_same_in_any_chunks(chunk_size: int) -> None:
     key, data = jax.random.key(0), cohort()
-    assert_trees_close(train(key, data), train(key, data, chunk_size))
+    assert_close(train(key, data), train(key, data, chunk_size))
 
 
 def test_run_equals_a_loop_over_clients() -> None:
@@ -173,7 +165,7 @@ def test_run_equals_a_loop_over_clients() -> None:
     for row in range(CLIENTS):
         client = jax.tree.map(lambda leaf, row=row: leaf[row], data)
         alone = local(mx.cohort.client_key(key, client.ids), params(), client).update
-        assert_trees_close(jax.tree.map(lambda leaf, row=row: leaf[row], stacked), alone)
+        assert_close(jax.tree.map(lambda leaf, row=row: leaf[row], stacked), alone)
 
 
 @pytest.mark.parametrize(("compiled", "chunk_size"), [(False, 1), (True, 3)])
@@ -184,7 +176,7 @@ def test_two_devices_give_what_one_gives(compiled: bool, chunk_size: int) -> Non
     shards = updates["w"].addressable_shards
     assert [shard.data.shape for shard in shards] == [(4, 3), (4, 3)]
     assert {shard.device for shard in shards} == set(jax.devices()[:2])
-    assert_trees_close(updates, train(key, data))
+    assert_close(updates, train(key, data))
 
 
 @pytest.mark.parametrize("chunk_size", [1, 3])
@@ -197,14 +189,14 @@ def test_a_sum_over_devices_equals_the_sum(chunk_size: int) -> None:
     for name, total in totals.items():
         np.testing.assert_array_equal(np.asarray(total, np.float64), expected_totals[name])
         assert total.sharding.is_fully_replicated
-    assert_trees_equal(records, expected_records)
+    assert_equal(records, expected_records)
     assert [shard.data.shape for shard in records[0].addressable_shards] == [(4, 2, 2)] * 2
 
 
 def test_client_keys_are_the_same_on_any_device() -> None:
     key, data = jax.random.key(0), mx.data.pad(cohort(), 2)
     spread = mx.cohort.fold(draw, key, data, mesh=mx.sharding.clients_mesh(2))[1]
-    assert_trees_equal(spread, mx.cohort.fold(draw, key, data)[1])
+    assert_equal(spread, mx.cohort.fold(draw, key, data)[1])
 
 
 def test_inactive_clients_give_zeros_even_in_place_of_nan() -> None:

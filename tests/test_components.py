@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from helpers import assert_close, assert_equal
 
 import mixjax as mx
 from examples.follow_units import follow_units, purity
@@ -37,14 +38,6 @@ def cohort(clients: int = CLIENTS) -> mx.data.ClientData:
         x = rng.normal(size=(8, 3)).astype(np.float32)
         people.append({"x": x, "y": (x @ rng.normal(size=3)).astype(np.float32)})
     return mx.data.stack(people)
-
-
-def assert_equal(one: Any, other: Any) -> None:
-    jax.tree.map(np.testing.assert_array_equal, one, other)
-
-
-def assert_close(one: Any, other: Any) -> None:
-    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=2e-5, atol=1e-6), one, other)
 
 
 def run(fed: Any, rounds: int = ROUNDS, state: Any = None, key: Any = KEY, **init: Any) -> Any:

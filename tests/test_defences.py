@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import assert_close, assert_equal, flat
 from scipy import stats
 
 import mixjax as mx
@@ -16,19 +17,6 @@ import mixjax as mx
 fixed = hypothesis.settings(derandomize=True, deadline=None, max_examples=40)
 KEY = jax.random.key(0)
 ACTIVE = jnp.asarray(np.array([1, 1, 0, 1, 1, 1], bool))
-
-
-def flat(tree: Any) -> np.ndarray:
-    parts = [np.ravel(np.asarray(leaf, np.float64)) for leaf in jax.tree.leaves(tree)]
-    return np.concatenate(parts)
-
-
-def equal(tree: Any, other: Any) -> None:
-    jax.tree.map(np.testing.assert_array_equal, tree, other)
-
-
-def close(tree: Any, other: Any) -> None:
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), tree, other)
 
 
 def model(scale: float = 1.0) -> dict[str, Any]:
@@ -69,20 +57,22 @@ def test_clipping_bounds_the_norm_and_leaves_short_updates_alone(
     length = np.linalg.norm(flat(update))
     assert np.linalg.norm(flat(result)) <= 1.5 * (1 + 1e-6)
     if length <= 1.5 * (1 - 1e-6):
-        equal(result, update)
+        assert_equal(result, update)
     else:
         np.testing.assert_allclose(flat(result), flat(update) * 1.5 / length, rtol=1e-5, atol=1e-6)
 
 
 def test_clipping_judges_the_whole_update_not_its_leaves() -> None:
     update = {"a": jnp.asarray([3.0, 0.0]), "b": jnp.asarray([0.0, 4.0])}
-    close(mx.defences.clipped(3.5).perturb(KEY, update), jax.tree.map(lambda x: 0.7 * x, update))
-    equal(mx.defences.clipped(5.0).perturb(KEY, update), update)
+    assert_close(
+        mx.defences.clipped(3.5).perturb(KEY, update), jax.tree.map(lambda x: 0.7 * x, update)
+    )
+    assert_equal(mx.defences.clipped(5.0).perturb(KEY, update), update)
 
 
 def test_clipping_leaves_zeros_and_takes_a_traced_norm() -> None:
     zeros = jax.tree.map(jnp.zeros_like, model())
-    equal(clip(KEY, zeros), zeros)
+    assert_equal(clip(KEY, zeros), zeros)
     sweep = jax.vmap(lambda norm: mx.defences.clipped(norm).perturb(KEY, model()))
     lengths = [
         np.linalg.norm(flat(jax.tree.map(lambda x, i=i: x[i], sweep(jnp.array([0.5, 2.0])))))
@@ -148,7 +138,7 @@ def test_noise_is_independent_between_leaves_and_between_keys() -> None:
 def test_no_noise_changes_nothing_and_noise_keeps_structure_and_dtypes(seed: int) -> None:
     update = model() | {"c": jnp.ones(3, jnp.bfloat16)}
     key = jax.random.key(seed)
-    equal(silent_jit(key, update), update)
+    assert_equal(silent_jit(key, update), update)
     noisy = noisy_jit(key, update)
     assert jax.tree.structure(noisy) == jax.tree.structure(update)
     for leaf, result in zip(jax.tree.leaves(update), jax.tree.leaves(noisy), strict=True):
@@ -164,7 +154,7 @@ def test_noise_adds_to_the_update_whatever_the_update() -> None:
     defence = mx.defences.noisy_gradient(0.5)
     zeros = jax.tree.map(jnp.zeros_like, model())
     added = jax.tree.map(jnp.subtract, defence.perturb(KEY, model(3.0)), model(3.0))
-    close(added, defence.perturb(KEY, zeros))
+    assert_close(added, defence.perturb(KEY, zeros))
 
 
 def test_noise_follows_clipping_and_is_not_clipped_itself() -> None:
@@ -177,7 +167,7 @@ def test_noise_follows_clipping_and_is_not_clipped_itself() -> None:
     assert has_deviation(noise, sigma)
     for wrong in (2 / 3 * sigma, 3 / 2 * sigma, sigma / np.sqrt(size)):
         assert not has_deviation(noise, wrong)
-    close(mx.defences.noisy_gradient(0.0, clip_norm=1.0).perturb(KEY, update), clipped)
+    assert_close(mx.defences.noisy_gradient(0.0, clip_norm=1.0).perturb(KEY, update), clipped)
 
 
 def test_composed_noises_are_independent_and_their_variances_add() -> None:
@@ -213,7 +203,7 @@ def test_two_composed_defences_draw_the_keys_they_always_drew() -> None:
     update = model()
     first_key, second_key = jax.random.split(KEY)
     expected = noises[1].perturb(second_key, noises[0].perturb(first_key, update))
-    equal(mx.defences.compose(*noises).perturb(KEY, update), expected)
+    assert_equal(mx.defences.compose(*noises).perturb(KEY, update), expected)
 
 
 def test_of_one_defence_it_is_that_one() -> None:
@@ -289,8 +279,8 @@ def test_perturbations_are_the_same_eager_jitted_and_vmapped(name: str) -> None:
     jitted = jax.jit(perturb)
     for row, key in enumerate(keys):
         one = jax.tree.map(lambda leaf, row=row: leaf[row], updates)
-        close(perturb(key, one), jitted(key, one))
-        close(perturb(key, one), jax.tree.map(lambda leaf, row=row: leaf[row], mapped))
+        assert_close(perturb(key, one), jitted(key, one))
+        assert_close(perturb(key, one), jax.tree.map(lambda leaf, row=row: leaf[row], mapped))
 
 
 DEFENCES = {
@@ -344,4 +334,4 @@ def test_each_defence_draws_the_mixing_it_names(
 
 @pytest.mark.parametrize("name", ["none", "shuffle", "mixnn", "mixnn_2"])
 def test_mixing_defences_leave_each_clients_update_alone(name: str) -> None:
-    equal(DEFENCES[name][0].perturb(KEY, model()), model())
+    assert_equal(DEFENCES[name][0].perturb(KEY, model()), model())

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers import flip_a_bit
 
 import mixjax as mx
 from experiments import planted
@@ -144,14 +145,8 @@ def test_decoded_images_are_kept_and_taken_from_the_cache(
     np.testing.assert_array_equal(first.train.examples.inputs, again.train.examples.inputs)
 
 
-def flip(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-
-
 BREAKS: dict[str, Callable[[Path], Any]] = {
-    "one bit": flip,
+    "one bit": flip_a_bit,
     "cut": lambda path: os.truncate(path, path.stat().st_size // 2),
     "empty": lambda path: os.truncate(path, 0),
     "text": lambda path: path.write_text("not an archive"),
@@ -295,7 +290,7 @@ def test_fewer_examples_than_announced_are_refused(own_prepared: Path, tmp_path:
 
 
 def test_a_corrupted_shard_is_refused(own_prepared: Path, tmp_path: Path) -> None:
-    flip(record(own_prepared, "train"))
+    flip_a_bit(record(own_prepared, "train"))
     with pytest.raises(mx.InputError, match=r"examples 0 to 59 of cifar10 train .*prepare it aga"):
         mx.datasets.cifar10(data_dir=own_prepared, cache_dir=tmp_path / "cache")
     assert not (tmp_path / "cache").exists()
@@ -318,7 +313,7 @@ REFUSED: dict[str, tuple[str, Callable[[Path], Any], str]] = {
     "missing": (LABELS, lambda path: path.unlink(), "file .*labels.*; it is not there"),
     "empty": (IMAGES, lambda path: os.truncate(path, 0), "the file is empty"),
     "cut": (IMAGES, lambda path: os.truncate(path, 9000), "cut or corrupted"),
-    "corrupted": (IMAGES, flip, "cut or corrupted"),
+    "corrupted": (IMAGES, flip_a_bit, "cut or corrupted"),
     "not compressed": (
         LABELS,
         lambda path: path.write_bytes(gzip.decompress(path.read_bytes())),

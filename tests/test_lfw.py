@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers import edit
 
 import mixjax as mx
 from experiments import planted
@@ -196,13 +197,6 @@ def test_grey_images_are_read(own_tree: Path) -> None:
     path = first_used(own_tree)
     Image.open(path).convert("L").save(path)
     assert mx.datasets.lfw(data_dir=own_tree, **SMALL).train.examples.inputs.shape[-1] == 3
-
-
-def edit(change: Callable[[list[str]], list[str]]) -> Callable[[Path], Any]:
-    def apply(path: Path) -> None:
-        path.write_text("\n".join(change(path.read_text().split("\n"))))
-
-    return apply
 
 
 def with_cell(line: int, cell: int, text: str) -> Callable[[Path], Any]:

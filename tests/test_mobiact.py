@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers import with_line
 
 import mixjax as mx
 from experiments import planted
@@ -184,17 +185,6 @@ def test_the_full_set_has_58_people(tree: Path) -> None:
 
 def test_the_folder_itself_can_be_named(tree: Path) -> None:
     assert load(tree / "MobiAct_Dataset_v2.0").people.tolist() == [1, 2, 3]
-
-
-def edit(change: Callable[[list[str]], list[str]]) -> Callable[[Path], Any]:
-    def apply(path: Path) -> None:
-        path.write_text("\n".join(change(path.read_text().split("\n"))))
-
-    return apply
-
-
-def with_line(number: int, text: str) -> Callable[[Path], Any]:
-    return edit(lambda rows: [*rows[: number - 1], text, *rows[number:]])
 
 
 RECORDINGS: dict[str, tuple[Callable[[Path], Any], str]] = {

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers import edit, with_line
 
 import mixjax as mx
 from experiments import planted
@@ -178,17 +179,6 @@ def test_the_signal_is_planted_and_can_be_left_out(tree: Path, tmp_path: Path) -
     without = planted.motionsense(tmp_path, people=PEOPLE, signal=0.0)
     assert loudness(tree) > 1.5
     assert loudness(without) == pytest.approx(1, abs=0.1)
-
-
-def edit(change: Callable[[list[str]], list[str]]) -> Callable[[Path], Any]:
-    def apply(path: Path) -> None:
-        path.write_text("\n".join(change(path.read_text().split("\n"))))
-
-    return apply
-
-
-def with_line(number: int, text: str) -> Callable[[Path], Any]:
-    return edit(lambda rows: [*rows[: number - 1], text, *rows[number:]])
 
 
 def row(cell: str) -> str:

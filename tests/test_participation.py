@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 import scipy.stats
+from helpers import LINE, assert_equal, line_loss
 from hypothesis import strategies as st
 
 import mixjax as mx
@@ -145,13 +146,7 @@ def test_rates_may_be_traced() -> None:
     assert shares[0] > shares[1] > shares[2]
 
 
-def loss_fn(params: Any, batch: Any, key: Any) -> jax.Array:
-    del key
-    return 0.5 * jnp.square(batch["x"] @ params["in"]["w"] + params["out"]["b"] - batch["y"])
-
-
-LOCAL = mx.client.local_training(loss_fn, optax.sgd(0.2), batch_size=3)
-PARAMS = {"in": {"w": jnp.array([0.5, 0.1])}, "out": {"b": jnp.float32(0.1)}}
+LOCAL = mx.client.local_training(line_loss, optax.sgd(0.2), batch_size=3)
 MIXED = mx.defences.mixnn()
 MOMENTUM = optax.sgd(0.5, momentum=0.9)
 
@@ -162,10 +157,10 @@ def test_a_round_of_some_is_the_round_of_a_cohort_of_them() -> None:
     attack = mx.attacks.sim.passive(mx.data.take(data, [0, 1]))
     options: Any = {"attack": attack, "defence": MIXED}
     fed = mx.federation.fedavg(LOCAL, participation=part.schedule(mask), **options)
-    state, record = mx.federation.run(jax.random.key(0), fed, fed.init(PARAMS), data, 3)
+    state, record = mx.federation.run(jax.random.key(0), fed, fed.init(LINE), data, 3)
     alone = mx.federation.fedavg(LOCAL, **options)
     subset = mx.data.take(data, np.flatnonzero(mask))
-    expected, own = mx.federation.run(jax.random.key(0), alone, alone.init(PARAMS), subset, 3)
+    expected, own = mx.federation.run(jax.random.key(0), alone, alone.init(LINE), subset, 3)
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5), state, expected)
     np.testing.assert_array_equal(record.observation.active, np.tile(mask, (3, 1)))
     np.testing.assert_allclose(record.loss[:, mask], own.loss, rtol=1e-4)
@@ -187,7 +182,7 @@ def test_masks_that_change_every_round_compile_once() -> None:
         return LOCAL(key, params, data)
 
     fed = mx.federation.fedavg(counted, defence=MIXED, participation=part.uniform(5))
-    state, first = mx.federation.run(jax.random.key(0), fed, fed.init(PARAMS), cohort(), 20)
+    state, first = mx.federation.run(jax.random.key(0), fed, fed.init(LINE), cohort(), 20)
     once = traces
     active = np.asarray(first.observation.active)
     np.testing.assert_array_equal(active.sum(axis=1), 5)
@@ -210,9 +205,9 @@ def test_too_few_clients_forward_nothing_and_change_nothing(stacked: bool, lone:
         attack=mx.attacks.sim.passive(mx.data.take(cohort(), [0, 1])),
         keep_updates=stacked,
     )
-    one, _ = mx.federation.run(jax.random.key(0), fed, fed.init(PARAMS), cohort(4), 1)
+    one, _ = mx.federation.run(jax.random.key(0), fed, fed.init(LINE), cohort(4), 1)
     two, record = mx.federation.run(jax.random.key(0), fed, one, cohort(4), 1)
-    jax.tree.map(np.testing.assert_array_equal, two._replace(round=one.round), one)
+    assert_equal(two._replace(round=one.round), one)
     assert int(two.round) == 2
     record = jax.tree.map(lambda leaf: leaf[0], record)
     assert not record.stepped
@@ -228,7 +223,7 @@ def test_too_few_clients_forward_nothing_and_change_nothing(stacked: bool, lone:
 
 def test_without_mixing_one_client_is_enough() -> None:
     fed = mx.federation.fedavg(LOCAL, participation=part.uniform(1))
-    _, record = mx.federation.run(jax.random.key(0), fed, fed.init(PARAMS), cohort(), 4)
+    _, record = mx.federation.run(jax.random.key(0), fed, fed.init(LINE), cohort(), 4)
     assert record.stepped.all()
     np.testing.assert_array_equal(np.asarray(record.observation.active).sum(axis=1), 1)
 
@@ -247,11 +242,11 @@ def test_a_client_that_stays_away_is_not_trained() -> None:
 
     def loss(params: Any, batch: Any, key: Any) -> jax.Array:
         jax.debug.callback(lambda: ran.append(1))
-        return loss_fn(params, batch, key)
+        return line_loss(params, batch, key)
 
     local = mx.client.local_training(loss, optax.sgd(0.2), batch_size=3)
     fed = mx.federation.fedavg(local, participation=part.uniform(2))
-    state, _ = mx.federation.run(jax.random.key(0), fed, fed.init(PARAMS), cohort(), 3)
+    state, _ = mx.federation.run(jax.random.key(0), fed, fed.init(LINE), cohort(), 3)
     jax.block_until_ready(state)
     jax.effects_barrier()
     assert len(ran) == 2 * 3

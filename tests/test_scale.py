@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from helpers import assert_close, assert_equal
 
 import mixjax as mx
 
@@ -45,7 +46,7 @@ def test_streamed_clients_train_as_stacked_ones_do() -> None:
     key = jax.random.key(1)
     stacked_updates = mx.cohort.run(key, PARAMS, data, LOCAL)
     updates = mx.cohort.run(key, PARAMS, data._replace(examples=()), streamed)
-    jax.tree.map(np.testing.assert_array_equal, updates, stacked_updates)
+    assert_equal(updates, stacked_updates)
 
 
 def test_a_streamed_federation_runs_with_mixing_and_attack() -> None:
@@ -85,11 +86,7 @@ def test_clients_loaded_by_the_host_train_as_stacked_ones_do(devices: int) -> No
         updates = mx.cohort.run(
             key, PARAMS, data._replace(examples=()), streamed, mesh=mesh, chunk_size=chunk_size
         )
-        jax.tree.map(
-            lambda own, other: np.testing.assert_allclose(own, other, rtol=1e-5, atol=1e-6),
-            updates,
-            expected,
-        )
+        assert_close(updates, expected)
     assert set(loaded) == set(range(6))
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import assert_equal
 
 import mixjax as mx
 
@@ -58,12 +59,6 @@ def clean(live: Live, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[np
 def result(folder: Path) -> list[np.ndarray]:
     with np.load(folder.with_suffix(".npz")) as file:
         return [file[name] for name in file.files]
-
-
-def assert_equal(one: list[np.ndarray], other: list[np.ndarray]) -> None:
-    assert len(one) == len(other)
-    for leaf, same in zip(one, other, strict=True):
-        np.testing.assert_array_equal(leaf, same, strict=True)
 
 
 def survive(

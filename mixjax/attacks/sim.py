@@ -76,8 +76,8 @@ def direction_squared_norms(
 def mix_statistics(origins: Origins, statistics: Statistics) -> Statistics:
     """The statistics of mixed updates, from those of the unmixed ones; see `measures.mix`."""
     _validate.check_statistics(statistics)
-    dots, squares, direction_squares = statistics
-    return Statistics(*measures.mix(origins, Terms(dots, squares)), direction_squares)
+    dots, squares = measures.mix(origins, Terms(statistics.dots, statistics.squared_norms))
+    return Statistics(dots, squares, statistics.direction_squared_norms)
 
 
 def scores(updates: Updates, directions: Directions) -> Float[Array, "clients attributes"]:

@@ -70,7 +70,7 @@ DEFINED = {
     "schedule uniform",
     "sharding": "clients_mesh use_host_devices",
     "types": "wide",
-    "units": "Chunks Segment Units chunks describe dots parameter_counts partition squared_norms",
+    "units": "Chunks Units chunks describe dots parameter_counts partition squared_norms",
 }
 
 

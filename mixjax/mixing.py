@@ -8,13 +8,13 @@ A round has C clients and U units. Every mixing is a distribution over an intege
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from mixjax import _validate
+from mixjax import _gather, _validate
 from mixjax import units as units_lib
 from mixjax.types import Active, Memory, Origins, Params, PRNGKey, Updates
 
@@ -215,6 +215,8 @@ def stream(
 def apply(origins: Origins, updates: Updates, units: units_lib.Units) -> Updates:
     """Forward mixed updates: one gather per leaf.
 
+    The program's size and the time to compile it don't depend on the number of units.
+
     Args:
       origins: the matrix drawn by a `Mix`.
       updates: any pytree of arrays with a leading clients axis.
@@ -228,21 +230,12 @@ def apply(origins: Origins, updates: Updates, units: units_lib.Units) -> Updates
       InputError: for origins of another shape or out of range, or updates of another model. Under
         `jit`, where values can't be checked, origins are clipped to the cohort.
     """
-    clients = _check_apply(origins, updates, units)
+    _check_apply(origins, updates, units)
     leaves, structure = jax.tree.flatten(updates)
-
-    def gather(leaf: Array, segments: tuple[units_lib.Segment, ...]) -> Array:
-        leaf = jnp.asarray(leaf)
-        if len(segments) == 1:
-            return jnp.take(leaf, origins[:, segments[0].unit], axis=0, mode="clip")
-        rows = leaf.reshape(clients, -1)
-        parts = [
-            jnp.take(rows[:, start:stop], origins[:, unit], axis=0, mode="clip")
-            for start, stop, unit in segments
-        ]
-        return jnp.concatenate(parts, axis=1).reshape(leaf.shape) if parts else leaf
-
-    mixed = [gather(*pair) for pair in zip(leaves, units.segments, strict=True)]
+    mixed = [
+        _gather.take(leaf, origins, labels)
+        for leaf, labels in zip(leaves, units.labels, strict=True)
+    ]
     return jax.tree.unflatten(structure, mixed)
 
 
@@ -251,7 +244,8 @@ def apply_in_place(origins: Origins, updates: Updates, units: units_lib.Units) -
     """`apply` inside the memory of `updates`, which the caller gives away.
 
     Rows move along the cycles of each unit's permutation, so that no second stack exists: half
-    of `apply`'s memory. Meant for the host's own call, not for use inside another `jit`.
+    of `apply`'s memory. A leaf that many units share is mixed a few columns at a time. Meant for
+    the host's own call, not for use inside another `jit`.
 
     Guarantees: bit-equal to `apply` where each column of `origins` is a permutation, as every
     mix draws it. `updates` can't be used afterwards.
@@ -260,68 +254,22 @@ def apply_in_place(origins: Origins, updates: Updates, units: units_lib.Units) -
       origins: the matrix drawn by a `Mix`.
       updates: see `apply`.
       units: see `apply`.
-    """
-    clients = _check_apply(origins, updates, units)
-    moves = jax.vmap(_cycle_walk, in_axes=1)(origins)
-    leaves, structure = jax.tree.flatten(updates)
 
-    mixed = []
-    for leaf, segments in zip(leaves, units.segments, strict=True):
-        rows = jnp.reshape(leaf, (clients, -1))
-        for segment in segments:
-            own = jax.tree.map(lambda column, unit=segment.unit: column[unit], moves)
-            rows = _permute_in_place(rows, own, segment.start, segment.stop)
-        mixed.append(rows.reshape(leaf.shape))
+    Raises:
+      InputError: see `apply`.
+    """
+    _check_apply(origins, updates, units)
+    leaves, structure = jax.tree.flatten(updates)
+    mixed = _gather.permute_in_place(leaves, origins, units.labels)
     return jax.tree.unflatten(structure, mixed)
 
 
-def _check_apply(origins: Origins, updates: Updates, units: units_lib.Units) -> int:
-    """Refuse what doesn't belong together; the number of clients."""
+def _check_apply(origins: Origins, updates: Updates, units: units_lib.Units) -> None:
+    """Refuse what doesn't belong together."""
     _validate.check_units(units)
     clients = _validate.check_client_axis(updates)
     _validate.check_origins(origins, clients, len(units.names))
-    _validate.check_partition(updates, [sum(s.stop - s.start for s in u) for u in units.segments])
-    return clients
-
-
-class _Moves(NamedTuple):
-    """The slots in the order of a permutation's cycles, and where each one's row comes from."""
-
-    slot: Array
-    origin: Array
-    opens: Array
-    closes: Array
-
-
-def _cycle_walk(column: Array) -> _Moves:
-    def step(carry: Any, _: None) -> tuple[Any, _Moves]:
-        visited, slot, opens, lowest = carry
-        visited = visited.at[slot].set(True)
-        origin = column[slot]
-        closes = visited[origin]
-        lowest = jax.lax.while_loop(
-            lambda at: visited[at] & (at < column.shape[0] - 1), lambda at: at + 1, lowest
-        )
-        following = jnp.where(closes, lowest, origin)
-        return (visited, following, closes, lowest), _Moves(slot, origin, opens, closes)
-
-    first = jnp.zeros((), column.dtype)
-    start = (jnp.zeros(column.shape, bool), first, jnp.bool_(True), first)
-    return jax.lax.scan(step, start, length=column.shape[0])[1]
-
-
-def _permute_in_place(rows: Array, moves: _Moves, start: int, stop: int) -> Array:
-    # one write a step: with two the compiler copies the whole stack each time
-    def step(index: Any, carry: tuple[Array, Array]) -> tuple[Array, Array]:
-        rows, kept = carry
-        slot, origin, opens, closes = jax.tree.map(lambda leaf: leaf[index], moves)
-        read = functools.partial(jax.lax.dynamic_slice, slice_sizes=(1, stop - start))
-        kept = jnp.where(opens, read(rows, (slot, start)), kept)
-        row = jnp.where(closes, kept, read(rows, (origin, start)))
-        return jax.lax.dynamic_update_slice(rows, row, (slot, start)), kept
-
-    kept = jnp.zeros((1, stop - start), rows.dtype)
-    return jax.lax.fori_loop(0, rows.shape[0], step, (rows, kept))[0]
+    _validate.check_partition(updates, units)
 
 
 def mix(

@@ -138,14 +138,14 @@ REFUSALS: dict[str, tuple[Callable[[], Any], str]] = {
     "half a round": (lambda: run(rounds=0.5), "rounds to be a whole number.*got 0.5"),
     "an unknown granularity": (
         lambda: mx.mix(KEY, UPDATES, granularity="layers"),
-        "granularity to be one of 'model', 'layer', 'leaf'; got 'layers'",
+        "granularity to be one of 'model', 'layer', 'leaf', .*; got 'layers'",
     ),
     "an unknown granularity of a federation": (
         lambda: run(granularity="layers"), "granularity to be one of .*got 'layers'",
     ),
     "a granularity function that returns no name": (
         lambda: mx.units.partition(MODEL, lambda path: 3),
-        r"layer name; got 3 for leaf \('in', 'b'\)",
+        r"layer name, .*; got 3 for leaf \('in', 'b'\)",
     ),
     "too many chunks": (
         lambda: mx.units.partition(MODEL, mx.units.chunks(99)), "at most 5 chunks.*got 99",

@@ -302,22 +302,25 @@ def stacks() -> tuple[Any, Any, Any]:
     return first, second, mx.units.partition(jax.tree.map(lambda leaf: leaf[0], first))
 
 
-def flat(stack: Any, unit: int) -> np.ndarray:
-    layer = stack[("a", "c")[unit]]
-    return np.concatenate(
-        [np.asarray(layer[n], np.float64).reshape(5, -1) for n in sorted(layer)], 1
-    )
+def of_unit(stack: Any, units: mx.units.Units, unit: int) -> np.ndarray:
+    rows = [np.asarray(leaf, np.float64).reshape(5, -1) for leaf in jax.tree.leaves(stack)]
+    parts = [row[:, labels.flat() == unit] for row, labels in zip(rows, units.labels, strict=True)]
+    return np.concatenate(parts, axis=1)
 
 
-def test_distances_ranks_and_neighbours_equal_loops() -> None:
-    first, second, units = stacks()
+@pytest.mark.parametrize("granularity", ["layer", "neurons", "coordinates", mx.units.chunks(4)])
+def test_distances_ranks_and_neighbours_equal_loops(granularity: mx.units.Granularity) -> None:
+    first, second, _ = stacks()
+    units = mx.units.partition(jax.tree.map(lambda leaf: leaf[0], first), granularity)
+    count = len(units.names)
     distances = evaluation.unit_distances(first, second, units)
     ranks = evaluation.relink_rank(first, second, units)
     radii = [0.1, 0.8, 1.2, 1.6, 3.0]
     near = evaluation.neighbours(first, units, radii)
-    assert (distances.shape, ranks.shape, near.shape) == ((5, 5, 2), (5, 2), (5, 2, 5))
-    for unit in range(2):
-        old, new = flat(first, unit), flat(second, unit)
+    assert (distances.shape, ranks.shape) == ((5, 5, count), (5, count))
+    assert near.shape == (5, count, 5)
+    for unit in range(count):
+        old, new = of_unit(first, units, unit), of_unit(second, units, unit)
         scale = np.sqrt(np.mean([row @ row for row in old]))
         for i in range(5):
             for j in range(5):
@@ -328,6 +331,13 @@ def test_distances_ranks_and_neighbours_equal_loops() -> None:
             for place, radius in enumerate(radii):
                 others = [np.linalg.norm(old[i] - old[j]) for j in range(5) if j != i]
                 assert near[i, unit, place] == sum(d <= radius * scale for d in others)
+
+
+def test_a_unit_without_elements_is_at_no_distance() -> None:
+    stack = {"a": jnp.ones((3, 2)), "none": jnp.ones((3, 0))}
+    units = mx.units.partition(jax.tree.map(lambda leaf: leaf[0], stack))
+    np.testing.assert_array_equal(evaluation.unit_distances(stack, stack, units), 0)
+    np.testing.assert_array_equal(evaluation.neighbours(stack, units, [1.0]), 2)
 
 
 def test_an_unchanged_update_is_relinked_first() -> None:

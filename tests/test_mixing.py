@@ -13,6 +13,7 @@ import pytest
 from scipy import stats
 
 import mixjax as mx
+from mixjax import _gather
 
 fixed = hypothesis.settings(derandomize=True, deadline=None, max_examples=20)
 ALL = np.ones(4, bool)
@@ -258,6 +259,10 @@ class Pair(NamedTuple):
     second: Any
 
 
+def first(tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: leaf[0], tree)
+
+
 def tree(clients: int) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     return {
@@ -274,38 +279,118 @@ def tree(clients: int) -> dict[str, Any]:
     }
 
 
-CHUNKS = [mx.units.chunks(count) for count in (1, 4, 16)]
+def parity(path: tuple[str, ...], shape: tuple[int, ...]) -> np.ndarray:
+    """Two units in turns along each leaf."""
+    return np.arange(int(np.prod(shape))).reshape(shape) % 2
+
+
+GRANULARITIES = [
+    *("model", "layer", "leaf", "neurons", "coordinates"),
+    *map(mx.units.chunks, (1, 4, 16)),
+    *(lambda path: str("0" in path), parity),
+]
+
+
+def loop(origins: jax.Array, updates: Any, units: mx.units.Units) -> Any:
+    """`apply`, element by element."""
+    mixed = []
+    for leaf, labels in zip(jax.tree.leaves(updates), units.labels, strict=True):
+        rows = np.asarray(leaf).reshape(len(leaf), leaf[0].size)
+        expected = np.zeros_like(rows)
+        for element, unit in enumerate(labels.flat()):
+            for slot in range(len(rows)):
+                origin = np.clip(int(origins[slot, unit]), 0, len(rows) - 1)
+                expected[slot, element] = rows[origin, element]
+        mixed.append(expected.reshape(leaf.shape))
+    return jax.tree.unflatten(jax.tree.structure(updates), mixed)
+
+
+def same(mixed: Any, expected: Any) -> None:
+    assert jax.tree.structure(mixed) == jax.tree.structure(expected)
+    for leaf, other in zip(jax.tree.leaves(mixed), jax.tree.leaves(expected), strict=True):
+        assert (leaf.dtype, leaf.shape) == (other.dtype, other.shape)
+        np.testing.assert_array_equal(leaf, other)
+
+
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+def test_apply_agrees_with_a_loop_over_elements(granularity: mx.units.Granularity) -> None:
+    updates = tree(5)
+    units = mx.units.partition(first(updates), granularity)
+    origins = permutations(5, len(units.names))
+    same(apply_jit(origins, updates, units), loop(origins, updates, units))
+    repeated = origins.at[:, ::2].set(3)
+    same(apply_jit(repeated, updates, units), loop(repeated, updates, units))
+    outside = origins.at[0].set(-7).at[1].set(99)
+    same(apply_jit(outside, updates, units), loop(outside, updates, units))
+
+
+@pytest.mark.parametrize("block_bytes", [1, 40, 400])
+@hypothesis.settings(fixed, max_examples=6)
+@hypothesis.given(
+    shape=st.sampled_from([(40,), (7, 5), (3, 4, 5), (2, 1, 11, 1)]),
+    data=st.data(),
+)
+def test_any_labels_of_elements_are_mixed_in_blocks_of_any_size(
+    block_bytes: int, shape: tuple[int, ...], data: st.DataObject
+) -> None:
+    axes = tuple(data.draw(st.sampled_from((1, size))) for size in shape)
+    labels = data.draw(hnp.arrays(np.int8, axes, elements=st.integers(-3, 30)))
+    updates = [jnp.arange(4 * int(np.prod(shape))).reshape(4, *shape), jnp.arange(4.0)]
+    units = mx.units.partition(first(updates), lambda path, shape: labels if shape else "scalar")
+    origins = permutations(4, len(units.names))
+    expected = loop(origins, updates, units)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_gather, "BLOCK_BYTES", block_bytes)
+        same(
+            jax.jit(_gather._permute_blocks, static_argnums=2)(
+                updates[0], origins, units.labels[0]
+            ),
+            expected[0],
+        )
+
+
+def test_elsewhere_than_on_a_cpu_all_elements_are_taken_at_once() -> None:
+    updates = tree(5)
+    units = mx.units.partition(first(updates), "coordinates")
+    origins = permutations(5, len(units.names))
+    taken = [
+        _gather._take_at_once(leaf, origins, labels)
+        for leaf, labels in zip(jax.tree.leaves(updates), units.labels, strict=True)
+    ]
+    same(taken, jax.tree.leaves(loop(origins, updates, units)))
+
+
+def equations(granularity: mx.units.Granularity, function: Any, *arguments: Any) -> int:
+    """The size of the program for a model of 3,000 parameters, inner programs included."""
+    model = {"a": {"w": jnp.zeros((50, 50))}, "b": {"w": jnp.zeros((20, 25))}}
+    units = mx.units.partition(model, granularity)
+    stack = jax.tree.map(lambda leaf: jnp.zeros((3, *leaf.shape)), model)
+    origins = jnp.zeros((3, len(units.names)), int)
+    if function in (mx.mixing.apply, mx.mixing.apply_in_place):
+        return str(jax.make_jaxpr(function, static_argnums=2)(origins, stack, units)).count(" = ")
+    more = (stack,) if function is mx.units.dots else ()
+    return str(jax.make_jaxpr(function, static_argnums=0)(units, model, *more)).count(" = ")
 
 
 @pytest.mark.parametrize(
-    "granularity", ["model", "layer", "leaf", *CHUNKS, lambda path: str("0" in path)]
+    "function",
+    [mx.mixing.apply, mx.mixing.apply_in_place, mx.units.dots, mx.units.squared_norms],
 )
-def test_apply_agrees_with_a_loop_over_elements(granularity: mx.units.Granularity) -> None:
-    updates = tree(5)
-    units = mx.units.partition(jax.tree.map(lambda leaf: leaf[0], updates), granularity)
-    origins = permutations(5, len(units.names))
-    mixed = apply_jit(origins, updates, units)
-    assert jax.tree.structure(mixed) == jax.tree.structure(updates)
-    for leaf, result, segments in zip(
-        jax.tree.leaves(updates), jax.tree.leaves(mixed), units.segments, strict=True
-    ):
-        rows = np.asarray(leaf).reshape(5, leaf[0].size)
-        expected = np.zeros_like(rows)
-        for start, stop, unit in segments:
-            for slot in range(5):
-                for element in range(start, stop):
-                    expected[slot, element] = rows[int(origins[slot, unit]), element]
-        assert (result.dtype, result.shape) == (leaf.dtype, leaf.shape)
-        np.testing.assert_array_equal(np.asarray(result).reshape(rows.shape), expected)
+def test_programs_do_not_grow_with_the_number_of_units(function: Any) -> None:
+    sizes = [
+        equations(granularity, function)
+        for granularity in (mx.units.chunks(50), mx.units.chunks(2000), "coordinates")
+    ]
+    assert sizes[0] == sizes[1] == sizes[2]
 
 
-@pytest.mark.parametrize("granularity", ["model", "layer", mx.units.chunks(4)])
+@pytest.mark.parametrize("granularity", [*GRANULARITIES, mx.units.chunks(12)])
 @pytest.mark.parametrize("clients", [1, 2, 9])
 def test_mixing_in_place_moves_the_same_rows_and_takes_the_memory(
     granularity: mx.units.Granularity, clients: int
 ) -> None:
     updates = tree(clients)
-    units = mx.units.partition(jax.tree.map(lambda leaf: leaf[0], updates), granularity)
+    units = mx.units.partition(first(updates), granularity)
     origins = permutations(clients, len(units.names))
     expected = jax.device_get(mx.mixing.apply(origins, updates, units))
     given = jax.tree.map(jnp.copy, updates)
@@ -319,7 +404,7 @@ def test_mixing_in_place_moves_the_same_rows_and_takes_the_memory(
 @hypothesis.settings(fixed, max_examples=6)
 @hypothesis.given(
     shapes=st.lists(st.sampled_from([(), (3,), (2, 2)]), min_size=2, max_size=4),
-    granularity=st.sampled_from(["model", "layer", "leaf", mx.units.chunks(2)]),
+    granularity=st.sampled_from(["model", "layer", "leaf", "coordinates", mx.units.chunks(2)]),
     mask=masks,
     seed=st.integers(0, 2**31 - 1),
 )
@@ -335,11 +420,11 @@ def test_mix_moves_whole_units_and_keeps_each_units_multiset(
     mixed = mx.mix(jax.random.key(seed), updates, active=jnp.asarray(mask), granularity=granularity)
     units = mx.units.partition([jnp.zeros(shape) for shape in shapes], granularity)
     carried: list[list[np.ndarray]] = [[] for _ in units.names]
-    for leaf, segments in zip(mixed, units.segments, strict=True):
-        for start, stop, unit in segments:
-            carried[unit].append(np.asarray(leaf).reshape(7, -1)[:, start:stop])
+    for leaf, labels in zip(mixed, units.labels, strict=True):
+        for element, unit in zip(np.asarray(leaf).reshape(7, -1).T, labels.flat(), strict=True):
+            carried[unit].append(element)
     for parts in carried:
-        elements = np.concatenate(parts, axis=1)
+        elements = np.stack(parts, axis=1)
         assert (elements == elements[:, :1]).all()
         assert sorted(elements[:, 0]) == list(owner)
         assert (elements[~mask, 0] == owner[~mask]).all()
@@ -362,12 +447,14 @@ def equal(tree: Any, other: Any) -> None:
     jax.tree.map(np.testing.assert_array_equal, tree, other)
 
 
-@pytest.mark.parametrize("granularity", ["layer", mx.units.chunks(4)])
+@pytest.mark.parametrize(
+    "granularity", ["layer", "neurons", "coordinates", mx.units.chunks(4), parity]
+)
 def test_apply_is_linear_and_its_gradient_is_the_inverse_permutation(
     granularity: mx.units.Granularity,
 ) -> None:
     updates = layers(6)
-    units = mx.units.partition(jax.tree.map(lambda leaf: leaf[0], updates), granularity)
+    units = mx.units.partition(first(updates), granularity)
     origins = permutations(6, len(units.names))
     weights = jax.tree.map(jnp.cos, updates)
 
@@ -386,15 +473,22 @@ def test_apply_is_linear_and_its_gradient_is_the_inverse_permutation(
     equal(forward(combined), parts)
 
 
-def test_apply_is_the_same_eager_jitted_and_vmapped_over_rounds() -> None:
+@pytest.mark.parametrize("granularity", ["layer", "neurons", mx.units.chunks(12)])
+def test_apply_is_the_same_eager_jitted_and_vmapped_over_rounds(
+    granularity: mx.units.Granularity,
+) -> None:
     rounds = layers(6, 3)
-    first = jax.tree.map(lambda leaf: leaf[0], rounds)
-    units = mx.units.partition(jax.tree.map(lambda leaf: leaf[0], first))
-    origins = jnp.stack([permutations(6, 3, seed) for seed in range(3)])
-    eager = mx.mixing.apply(origins[0], first, units)
-    equal(eager, apply_jit(origins[0], first, units))
+    updates = first(rounds)
+    units = mx.units.partition(first(updates), granularity)
+    origins = jnp.stack([permutations(6, len(units.names), seed) for seed in range(3)])
+    eager = mx.mixing.apply(origins[0], updates, units)
+    equal(eager, apply_jit(origins[0], updates, units))
     mapped = jax.vmap(mx.mixing.apply, (0, 0, None))(origins, rounds, units)
-    equal(eager, jax.tree.map(lambda leaf: leaf[0], mapped))
+    equal(eager, first(mapped))
+    equal(
+        mx.mixing.apply(origins[2], jax.tree.map(lambda leaf: leaf[2], rounds), units),
+        jax.tree.map(lambda leaf: leaf[2], mapped),
+    )
 
 
 def test_mix_is_reproducible_follows_its_method_and_differs_between_keys() -> None:
@@ -407,7 +501,7 @@ def test_mix_is_reproducible_follows_its_method_and_differs_between_keys() -> No
 
 def test_composition_mixes_what_the_first_forwards() -> None:
     updates = layers(6)
-    units = mx.units.partition(jax.tree.map(lambda leaf: leaf[0], updates))
+    units = mx.units.partition(first(updates))
     one, two = permutations(6, 3, 1), permutations(6, 3, 2)
     composed = mx.mixing.compose(lambda *_: one, lambda *_: two)(
         jax.random.key(0), jnp.ones(6, bool), 3

@@ -82,7 +82,7 @@ DEFINED = {
     "take_step train weigh zero_rows",
     "sharding": "clients_mesh use_host_devices",
     "types": "floating times wide",
-    "units": "Chunks Segment Units chunks describe dots parameter_counts partition squared_norms",
+    "units": "Chunks Units chunks describe dots parameter_counts partition squared_norms",
 }
 
 PASSED_ON = {"checkpoint": ["replacing"]}

@@ -19,7 +19,10 @@ circumcenter = jax.jit(sim.circumcenter)
 statistics_of = jax.jit(sim.statistics, static_argnums=2)
 mix_statistics = jax.jit(sim.mix_statistics)
 apply = jax.jit(mx.mixing.apply, static_argnums=2)
-GRANULARITIES = ["model", "layer", "leaf", mx.units.chunks(5), lambda path: path[0][0]]
+GRANULARITIES = [
+    *("model", "layer", "leaf", "neurons", "coordinates"),
+    *(mx.units.chunks(5), mx.units.chunks(15), lambda path: path[0][0]),
+]
 
 
 class Dense(NamedTuple):
@@ -52,9 +55,7 @@ def permutations(clients: int, units: int, seed: int = 0) -> jax.Array:
 
 def labels_of(units: mx.units.Units) -> np.ndarray:
     """The unit of each parameter in flatten order."""
-    return np.array(
-        [unit for leaf in units.segments for start, stop, unit in leaf for _ in range(start, stop)]
-    )
+    return np.concatenate([labels.flat() for labels in units.labels])
 
 
 def loop_cosine(updates: np.ndarray, directions: np.ndarray) -> np.ndarray:

@@ -5,11 +5,13 @@ from typing import NamedTuple
 
 import flax.linen as nn
 import hypothesis
+import hypothesis.extra.numpy as hnp
 import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 import mixjax as mx
 
@@ -47,19 +49,20 @@ def dense(inputs: int = 2, outputs: int = 3) -> dict[str, jax.Array]:
 
 def layer_of_each_leaf(model: object) -> list[str]:
     units = mx.units.partition(model)
-    return [units.names[segments[0].unit] for segments in units.segments]
+    return [units.names[labels.array.item()] for labels in units.labels]
 
 
-def label_of_each_parameter(units: mx.units.Units, sizes: list[int]) -> list[list[int]]:
-    """For each element of each leaf the units that claim it."""
-    labels: list[list[int]] = []
-    for size, segments in zip(sizes, units.segments, strict=True):
-        claims: list[list[int]] = [[] for _ in range(size)]
-        for start, stop, unit in segments:
-            for element in range(start, stop):
-                claims[element].append(unit)
-        labels.extend(claims)
-    return labels
+def label_of_each_parameter(units: mx.units.Units) -> np.ndarray:
+    return np.concatenate([labels.flat() for labels in units.labels])
+
+
+def unit_of_each_element(model: object, granularity: mx.units.Granularity) -> list[np.ndarray]:
+    """Names in the shape of each leaf."""
+    units = mx.units.partition(model, granularity)
+    return [
+        np.broadcast_to(np.array(units.names)[labels.array], labels.shape)
+        for labels in units.labels
+    ]
 
 
 def test_flax_layers_hold_kernel_and_bias_together() -> None:
@@ -116,13 +119,22 @@ def test_a_function_names_the_layer_of_each_path() -> None:
 
 def test_units_are_hashable_and_the_same_for_arrays_and_their_shapes() -> None:
     model = {"a": dense(), "b": dense()}
-    for granularity in ("layer", "leaf", "model", mx.units.chunks(3)):
+    different = set()
+    for granularity in (*NAMED, mx.units.chunks(3), mx.units.chunks(17)):
         units = mx.units.partition(model, granularity)
         shapes = jax.eval_shape(lambda: model)
         assert mx.units.partition(shapes, granularity) == units
         assert hash(units) == hash(mx.units.partition(model, granularity))
+        assert not any(labels.array.flags.writeable for labels in units.labels)
+        different.add(units)
+    # layer and leaf differ as b and w of a layer do
+    assert len(different) == 7
+    one, other = (mx.units.partition(model, mx.units.chunks(count)).labels for count in (3, 17))
+    assert one[0] != other[1]
+    assert one != "labels"
 
 
+NAMED = ("model", "layer", "leaf", "neurons", "coordinates")
 shapes = st.lists(st.lists(st.integers(1, 4), max_size=3).map(tuple), min_size=1, max_size=5)
 
 
@@ -137,11 +149,12 @@ def test_each_parameter_belongs_to_one_unit(
         "layers": [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes],
     }
     count = data.draw(st.integers(1, sum(sizes) + 1))
-    for granularity in ("model", "layer", "leaf", mx.units.chunks(count)):
+    for granularity in (*NAMED, mx.units.chunks(count)):
         units = mx.units.partition(model, granularity)
-        labels = label_of_each_parameter(units, [1, *sizes])
-        assert all(len(label) == 1 for label in labels)
-        counts = np.bincount([label[0] for label in labels], minlength=len(units.names))
+        assert len(set(units.names)) == len(units.names)
+        labels = label_of_each_parameter(units)
+        assert labels.size == 1 + sum(sizes)
+        counts = np.bincount(labels, minlength=len(units.names))
         assert mx.units.parameter_counts(units) == dict(zip(units.names, counts, strict=True))
         assert counts.min() >= 1
 
@@ -155,9 +168,9 @@ def test_chunks_are_runs_whose_lengths_differ_by_at_most_one(
     count = data.draw(st.integers(1, sum(sizes)))
     model = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
     units = mx.units.partition(model, mx.units.chunks(count))
-    labels = [label for (label,) in label_of_each_parameter(units, sizes)]
+    labels = label_of_each_parameter(units)
     lengths = np.bincount(labels, minlength=count)
-    assert labels == sorted(labels)
+    np.testing.assert_array_equal(labels, np.sort(labels))
     assert lengths.max() - lengths.min() <= 1
     assert len(units.names) == count
 
@@ -193,6 +206,9 @@ GRANULARITIES = [
     mx.units.chunks(1),
     mx.units.chunks(4),
     mx.units.chunks(28),
+    "neurons",
+    "coordinates",
+    lambda path, shape: np.arange(int(np.prod(shape))).reshape(shape) % 3,
     lambda path: "gain" if path[-1] in ("gain", "bias") else "rest",
 ]
 
@@ -204,8 +220,7 @@ def test_dots_and_norms_agree_with_a_loop_over_parameters(
     update = random_model(0)
     directions = random_model(1, 3)
     units = mx.units.partition(update, granularity)
-    sizes = [leaf.size for leaf in jax.tree.leaves(update)]
-    labels = [label for (label,) in label_of_each_parameter(units, sizes)]
+    labels = label_of_each_parameter(units)
     flat = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(update)]).astype(np.float64)
     rows = np.concatenate(
         [np.reshape(leaf, (3, -1)) for leaf in jax.tree.leaves(directions)], axis=1
@@ -230,10 +245,13 @@ def test_sums_of_narrow_floats_and_integers_accumulate_in_float32() -> None:
     np.testing.assert_array_equal(dots[:, 0], expected)
 
 
-def test_dots_and_norms_are_the_same_eager_jitted_and_vmapped() -> None:
+@pytest.mark.parametrize("granularity", ["layer", "neurons", mx.units.chunks(20)])
+def test_dots_and_norms_are_the_same_eager_jitted_and_vmapped(
+    granularity: mx.units.Granularity,
+) -> None:
     updates, directions = random_model(0, 5), random_model(1, 2)
     one = jax.tree.map(lambda leaf: leaf[0], updates)
-    units = mx.units.partition(one)
+    units = mx.units.partition(one, granularity)
 
     def both(update: object) -> tuple[jax.Array, jax.Array]:
         return mx.units.dots(units, update, directions), mx.units.squared_norms(units, update)
@@ -243,6 +261,198 @@ def test_dots_and_norms_are_the_same_eager_jitted_and_vmapped() -> None:
     mapped = jax.tree.map(lambda leaf: leaf[0], jax.vmap(both)(updates))
     for other in (jitted, mapped):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), eager, other)
+
+
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+def test_the_gradient_of_squared_norms_is_twice_the_update(
+    granularity: mx.units.Granularity,
+) -> None:
+    update = random_model(0)
+    units = mx.units.partition(update, granularity)
+    weights = jnp.arange(1.0, len(units.names) + 1)
+    gradient = jax.grad(lambda update: weights @ mx.units.squared_norms(units, update))(update)
+    for leaf, own, labels in zip(
+        *map(jax.tree.leaves, (update, gradient)), units.labels, strict=True
+    ):
+        expected = 2 * leaf * weights[np.broadcast_to(labels.array, labels.shape)]
+        np.testing.assert_allclose(own, expected, rtol=1e-6)
+
+
+def test_neurons_hold_a_channel_with_its_bias_and_scalars_stand_by_their_layer() -> None:
+    model = {
+        "conv": {"bias": jnp.ones(2), "kernel": jnp.ones((3, 2)), "scale": jnp.ones(())},
+        "gain": jnp.ones(()),
+    }
+    bias, kernel, scale, gain = unit_of_each_element(model, "neurons")
+    assert bias.tolist() == ["conv[0]", "conv[1]"]
+    assert kernel.tolist() == [["conv[0]", "conv[1]"]] * 3
+    assert (scale.item(), gain.item()) == ("conv", "gain")
+
+
+def test_coordinates_are_named_by_leaf_and_index() -> None:
+    model = {"a": {"w": jnp.ones((1, 2))}, "gain": jnp.ones(())}
+    assert mx.units.partition(model, "coordinates").names == ("a/w[0,0]", "a/w[0,1]", "gain")
+
+
+def test_a_function_of_path_and_shape_groups_elements_across_leaves() -> None:
+    model = {"a": {"b": jnp.ones(3), "w": jnp.ones((2, 3))}, "c": jnp.ones(2)}
+
+    def rows(path: tuple[str, ...], shape: tuple[int, ...]) -> object:
+        if path == ("c",):
+            return "group 1"
+        # made by JAX, also under jit
+        return jnp.arange(7, 7 + shape[0]).reshape(-1, *[1] * (len(shape) - 1))
+
+    bias, kernel, last = unit_of_each_element(model, rows)
+    assert bias.tolist() == ["group 7", "group 8", "group 9"]
+    assert kernel.tolist() == [["group 7"] * 3, ["group 8"] * 3]
+    assert last.tolist() == ["group 1"] * 2
+    jax.jit(lambda x: mx.units.partition(model, rows) and x)(1)
+    by_words = mx.units.partition(
+        model, lambda path, shape: np.array(["out", "in", "in"]) if shape[-1] == 3 else "in"
+    )
+    assert mx.units.parameter_counts(by_words) == {"out": 3, "in": 8}
+
+
+@fixed
+@hypothesis.given(shapes, st.data())
+def test_any_labels_that_a_function_returns_are_kept(
+    shapes: list[tuple[int, ...]], data: st.DataObject
+) -> None:
+    axes = [tuple(data.draw(st.sampled_from((1, size))) for size in shape) for shape in shapes]
+    groups = [data.draw(hnp.arrays(np.int64, own, elements=st.integers(-2, 9))) for own in axes]
+    model = [jnp.ones(shape) for shape in shapes]
+    hypothesis.assume(len({value for group in groups for value in group.ravel()}) > 1)
+    named = unit_of_each_element(model, lambda path, shape: groups[int(path[0])])
+    for names, group, shape in zip(named, groups, shapes, strict=True):
+        expected = np.broadcast_to(group, shape)
+        assert (
+            names.tolist()
+            == np.array([f"group {i}" for i in expected.flat]).reshape(shape).tolist()
+        )
+    units = mx.units.partition(model, lambda path, shape: groups[int(path[0])])
+    for labels, shape in zip(units.labels, shapes, strict=True):
+        full = np.broadcast_to(labels.array, shape)
+        for axis, size in enumerate(labels.array.shape):
+            assert size == 1 or (full != full.take([0], axis)).any()
+    squares = squared_norms_jit(units, model)
+    np.testing.assert_array_equal(squares, list(mx.units.parameter_counts(units).values()))
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda path, shape: 3, r"a layer name, or an array.*got 3 for leaf \('a', 'b'\)"),
+        (lambda path, shape: ["x", "y"], r"a layer name, or an array.*got \['x', 'y'\] for leaf"),
+        (
+            lambda path, shape: np.zeros(shape),
+            r"integers or strings.*'b'\); got float64\[3\]",
+        ),
+        (lambda path, shape: np.ones(shape, bool), r"integers or strings.*got bool\[3\]"),
+        (lambda path, shape: np.arange(5), r"broadcast to \(3,\) for leaf \('a', 'b'\); got int64"),
+        (lambda path, shape: np.zeros((1, 3), int), r"broadcast to \(3,\).*got int64\[1, 3\]"),
+        (lambda path, shape, more: "x", r"path and shape; got .*'path', 'shape', 'more'"),
+        (lambda: "x", "path and shape; got"),
+        (lambda path, *, more: "x", r"path and shape; got .*'more'"),
+        (lambda path, shape: np.zeros((), int), "at least two units.*'group 0'"),
+    ],
+)
+def test_a_granularity_function_that_returns_something_else_is_refused(
+    function: object, message: str
+) -> None:
+    with pytest.raises(mx.InputError, match=message):
+        mx.units.partition({"a": dense()}, function)
+
+
+def test_a_second_argument_with_a_default_is_left_alone() -> None:
+    model = {"a": dense(), "b": dense()}
+    units = mx.units.partition(model, lambda path, suffix="!": path[0] + suffix)
+    assert units.names == ("a!", "b!")
+
+
+def test_units_of_the_same_name_are_told_apart() -> None:
+    model = {"a": {"b": dense()}, "a/b": dense(), "a/b (2)": dense()}
+    assert mx.units.partition(model).names == ("a/b", "a/b (3)", "a/b (2)")
+    names = mx.units.partition(model, "neurons").names
+    assert len(set(names)) == len(names) == 9
+
+    def mine(path: tuple[str, ...], shape: tuple[int, ...]) -> object:
+        return "group 3" if path[0] == "a" else np.array(3)
+
+    units = mx.units.partition(model, mine)
+    assert mx.units.parameter_counts(units) == {"group 3": 9, "group 3 (2)": 18}
+
+
+class Attention(NamedTuple):
+    query: jax.Array
+    key: jax.Array
+    value: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Holder:
+    value: jax.Array
+    bias: jax.Array
+
+
+class Boxed(nn.Module):
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        init = nn.with_partitioning(nn.initializers.ones, (None, "model"))
+        twice = nn.with_logical_partitioning(init, ("in", "out"))
+        return nn.Dense(2, kernel_init=twice)(nn.Dense(3, kernel_init=init)(x))
+
+
+def test_boxes_of_flax_are_seen_through() -> None:
+    class Net(nnx.Module):
+        def __init__(self) -> None:
+            self.first = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
+            self.last = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
+            self.pair = nnx.Param({"one": jnp.ones(2), "two": {"three": jnp.ones(2)}})
+
+    state = nnx.state(Net(), nnx.Param)
+    layers = [*["first"] * 2, *["last"] * 2, "pair", "pair/two"]
+    assert layer_of_each_leaf(state) == layers == layer_of_each_leaf(nnx.to_pure_dict(state))
+    assert mx.units.partition(state, "leaf").names[:2] == ("first/bias", "first/kernel")
+    assert "first[2]" in mx.units.partition(jax.eval_shape(lambda: state), "neurons").names
+    boxed = Boxed().init(jax.random.key(0), jnp.ones((1, 2)))
+    assert layer_of_each_leaf(boxed) == [*["params/Dense_0"] * 2, *["params/Dense_1"] * 2]
+    assert mx.units.partition(boxed, "leaf").names[1] == "params/Dense_0/kernel"
+    stacked = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), boxed)
+    assert jax.tree.structure(mx.mix(jax.random.key(0), stacked)) == jax.tree.structure(boxed)
+
+
+def test_a_field_called_value_is_no_box() -> None:
+    one = jnp.ones(2)
+    assert mx.units.partition({"attn": {"query": one, "value": one}}, "leaf").names == (
+        "attn/query", "attn/value",
+    )  # fmt: skip
+    model = {"attn": Attention(one, one, one), "holder": Holder(one, one), "value": {"value": one}}
+    assert mx.units.partition(model, "leaf").names == (
+        *("attn/query", "attn/key", "attn/value"),
+        *("holder/value", "holder/bias", "value/value"),
+    )
+    assert mx.units.partition(model).names == ("attn", "holder", "value")
+
+
+def test_a_cut_into_many_chunks_is_quick_and_exact() -> None:
+    model = [jnp.zeros((100, 700)), *[jnp.zeros(10)] * 300]
+    units = mx.units.partition(model, mx.units.chunks(50_000))
+    counts = np.array(list(mx.units.parameter_counts(units).values()))
+    assert set(counts) == {1, 2}
+    assert counts.sum() == 73_000
+    assert units.names[-1] == "chunk49999"
+
+
+def test_describe_prints_the_first_of_very_many_units(capsys: pytest.CaptureFixture[str]) -> None:
+    mx.units.describe({"a": dense(5, 20)}, "coordinates")
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 23
+    assert lines[1].split() == ["a/b[0]", "1", "0.8%", "a/b"]
+    assert lines[-2:] == ["... and 100 more units", f"{'total':7}  {120:10}"]
+    mx.units.describe({"a": dense(1, 20)}, "coordinates")
+    assert len(capsys.readouterr().out.splitlines()) == 42
 
 
 def test_describe_prints_every_unit_with_its_count_and_the_total(

@@ -155,7 +155,7 @@ def check_ids(ids: Any, clients: int) -> None:
 
 
 def check_units(units: Any) -> None:
-    if not getattr(units, "names", ()) or not hasattr(units, "segments"):
+    if not getattr(units, "names", ()) or not hasattr(units, "labels"):
         raise InputError(
             f"expected a partition with at least one unit; got {units!r}. "
             "Make one with units.partition."
@@ -271,14 +271,15 @@ def check_params(params: Any) -> None:
     check_real(params, "the model")
 
 
-def check_partition(updates: Any, sizes: list[int], what: str = "updates") -> None:
-    """The leaves of `updates` must have the sizes that a partition covers."""
+def check_partition(updates: Any, units: Any, what: str = "updates") -> None:
+    """The leaves of `updates` must have the shapes that a partition covers, after an axis."""
     named = named_leaves(updates)
-    own = [int(np.prod(leaf.shape[1:])) for _, leaf in named]
-    if own != sizes:
-        name = next((n for (n, _), a, b in zip(named, own, sizes, strict=False) if a != b), "")
+    own = [tuple(leaf.shape[1:]) for _, leaf in named]
+    shapes = [labels.shape for labels in units.labels]
+    if own != shapes:
+        name = next((n for (n, _), a, b in zip(named, own, shapes, strict=False) if a != b), "")
         raise InputError(
-            f"expected {what} of the model that was partitioned, leaves of {sizes} elements a "
+            f"expected {what} of the model that was partitioned, leaves of shapes {shapes} a "
             f"client; got {own}{f', which differ first at {name}' if name else ''}. Partition "
             "this model with units.partition."
         )

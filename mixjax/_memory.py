@@ -3,8 +3,11 @@
 import contextlib
 import os
 from pathlib import Path
+from typing import Any
 
 import jax
+
+from mixjax import _validate
 
 CGROUPS = Path("/sys/fs/cgroup")
 LIMITS = ("memory.max", "memory/memory.limit_in_bytes")
@@ -34,3 +37,43 @@ def _read_limit(path: Path) -> int | None:
         return int(path.read_text())
     except (OSError, ValueError):  # no such file, or "max"
         return None
+
+
+def tree_bytes(tree: Any) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def check_memory(needed: int, what: str, advice: str, mesh: jax.sharding.Mesh | None) -> None:
+    """Refuse what can't fit, before it is compiled; `needed` is a lower bound."""
+    total = total_bytes(mesh)
+    if total is not None and needed > total:
+        raise _validate.InputError(
+            f"expected a run that fits the memory of {total:,} bytes; {what} needs at least "
+            f"{needed:,}. {advice}"
+        )
+
+
+def check_stack_memory(
+    params: Any,
+    clients: int,
+    chunk_size: int | None,
+    mesh: jax.sharding.Mesh | None,
+    *,
+    stacks: int,
+    advice: str,
+) -> None:
+    """Stacks of every client's update, and the parameters and gradients of a chunk of clients."""
+    if chunk_size is not None:
+        _validate.check_positive(chunk_size, "chunk_size", integer=True)
+    model = tree_bytes(params)
+    size = clients * model
+    check_memory(
+        stacks * size, f"{stacks} x {clients} clients x {model:,} bytes of updates", advice, mesh
+    )
+    chunk = min(chunk_size or 1, clients)
+    check_memory(
+        2 * chunk * model,
+        f"training {chunk} clients of {model:,} bytes at once",
+        "Pass a smaller chunk_size.",
+        mesh,
+    )

@@ -9,7 +9,7 @@ import os
 import shutil
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,7 +44,7 @@ class Store(NamedTuple):
     def open(cls, folder: Path, run: dict[str, Any], keep: int) -> "Store":
         """Make the folder, or take up one that is a run's."""
         folder = folder.absolute()
-        _validate.check_run_folder(folder, ("records", "states", LOCK))
+        _check_run_folder(folder, ("records", "states", LOCK))
         for path in (folder, folder / "records", folder / "states"):
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
         folder.chmod(0o700)
@@ -90,7 +90,7 @@ class Store(NamedTuple):
         for step in reversed(self.steps()):
             fault = self.fault(step)
             if fault is None:
-                _validate.check_rounds_left(step, rounds, self.folder)
+                _check_rounds_left(step, rounds, self.folder)
                 for message in bad:
                     warnings.warn(f"{message}; going on from round {step}.", stacklevel=4)
                 self._clean(step)
@@ -100,7 +100,7 @@ class Store(NamedTuple):
             bad.append(f"skipped the checkpoint of round {step} in {self.folder}: {fault}")
         # a run killed before its first checkpoint has one records file at most
         records = list((self.folder / "records").glob("*.npz"))
-        _validate.check_any_checkpoint(bad, len(records) > 1, self.folder)
+        check_any_checkpoint(bad, len(records) > 1, self.folder)
         self._clean(0)
         return 0
 
@@ -113,13 +113,13 @@ class Store(NamedTuple):
         with contextlib.closing(ocp.PyTreeCheckpointer()) as checkpointer:
             leaves = checkpointer.restore(self._state(step))
         found = [leaves.get(str(index), like) for index, like in enumerate(form)]
-        _validate.check_same_leaves(form, found, self.folder)
+        _check_same_leaves(form, found, self.folder)
         return found
 
     def check_records(self, like: Any) -> None:
         """Refuse to add records shaped like `like` to others."""
         for _, path in self._chain(None)[:1]:
-            _validate.check_same_records(jax.tree.leaves(like), _read(path), path)
+            _check_same_records(jax.tree.leaves(like), _read(path), path)
 
     def load_records(self, rounds: int, like: Any) -> Any:
         """The records of all rounds, shaped like a segment's."""
@@ -140,7 +140,7 @@ class Store(NamedTuple):
         if _digest_files(self._state(step), content) != digest:
             return "its files are not those that were written"
         if self.run is not None:
-            _validate.check_same_run(content, self.run, self.folder)
+            _check_same_run(content, self.run, self.folder)
         end = 0
         for start, path in self._chain(step):
             if start != end or not _whole(path):
@@ -275,3 +275,96 @@ def _whole(path: Path) -> bool:
             return file.testzip() is None
     except (OSError, ValueError, RuntimeError, zipfile.BadZipFile):
         return False
+
+
+def check_same_config(saved: Any, config: Any, where: Any) -> None:
+    old, new = dict(_flat_items(saved)), dict(_flat_items(config))
+    lines = [
+        f"  {name}: {old.get(name, 'absent')} there, {new.get(name, 'absent')} now"
+        for name in [*old, *(name for name in new if name not in old)]
+        if old.get(name) != new.get(name)
+    ]
+    if lines:
+        listed = "\n".join(lines)
+        raise _validate.InputError(
+            f"expected the config that {where} was made under; it differs in\n{listed}\n"
+            "Resume with the same, or start afresh elsewhere."
+        )
+
+
+def _flat_items(value: Any, prefix: str = "") -> list[tuple[str, str]]:
+    """Dotted names and JSON texts of what nested dicts hold."""
+    if not isinstance(value, dict) or not value:
+        return [(prefix, json.dumps(value))] if prefix else []
+    return [
+        item
+        for name, inner in value.items()
+        for item in _flat_items(inner, f"{prefix}.{name}" if prefix else str(name))
+    ]
+
+
+def _check_same_run(saved: dict[str, Any], run: dict[str, Any], folder: Path) -> None:
+    check_same_config(saved["config"], run["config"], folder)
+    for name, what in (
+        ("key_kind", "the kind of key"),
+        ("key", "the key"),
+        ("start", "the starting state"),
+        ("data", "the cohort"),
+    ):
+        if saved[name] != run[name]:
+            raise _validate.InputError(
+                f"expected {what} of the run in {folder} to resume it; got another. "
+                "Pass the same, or start afresh in another folder."
+            )
+
+
+def _check_same_leaves(form: Sequence[Any], found: Sequence[Any], folder: Path) -> None:
+    for index, (like, leaf) in enumerate(zip(form, found, strict=True)):
+        if (like.shape, like.dtype) != (leaf.shape, leaf.dtype):
+            raise _validate.InputError(
+                f"expected a state like the one saved in {folder}; got {like.dtype}"
+                f"{list(like.shape)} for leaf {index}, where {leaf.dtype}{list(leaf.shape)} was "
+                "saved."
+            )
+
+
+def _check_same_records(forms: Sequence[Any], parts: Sequence[Any], path: Path) -> None:
+    new = [(form.dtype.itemsize, form.shape[1:]) for form in forms]
+    old = [(part.dtype.itemsize, part.shape[1:]) for part in parts]
+    if new != old:
+        shapes = [[list(shape) for _, shape in kind if len(shape)][:3] for kind in (old, new)]
+        raise _validate.InputError(
+            f"expected records shaped like those of earlier rounds in {path}, {len(old)} arrays "
+            f"{shapes[0]}...; got {len(new)} arrays {shapes[1]}.... Resume with the same "
+            "federation and as many clients, padding included."
+        )
+
+
+def _check_run_folder(folder: Path, parts: Sequence[str]) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise _validate.InputError(f"expected a folder for the run; {folder} is a file.")
+    others = [path.name for path in folder.iterdir()] if folder.exists() else []
+    others = sorted(set(others) - set(parts))
+    if others:
+        raise _validate.InputError(
+            f"expected a new or empty folder, or a run's; {folder} holds {others[0]!r}. Name a "
+            "folder of the run's own: it is closed to other users."
+        )
+
+
+def _check_rounds_left(done: int, rounds: int, folder: Path) -> None:
+    if done > rounds:
+        raise _validate.InputError(
+            f"expected at least the {done} rounds that the run in {folder} has done; got "
+            f"{rounds}. Ask for as many or more, or start afresh in another folder."
+        )
+
+
+def check_any_checkpoint(faults: Sequence[str], lost: bool, folder: Path) -> None:
+    """Refuse a folder where work was done of which no checkpoint is good."""
+    if faults or lost:
+        listed = "".join(f"\n  {fault}" for fault in faults)
+        raise _validate.InputError(
+            f"found no good checkpoint in {folder}.{listed}\n"
+            "Restore the folder from a copy, or delete it to start afresh."
+        )

@@ -47,8 +47,8 @@ def noise_multiplier(sigma: float, clip_norm: float, *, relation: str = "replace
     Returns:
       The noise multiplier of one round for the functions below.
     """
-    sigma = _validate.check_number(sigma, "sigma")
-    _validate.check_positive(_validate.check_number(clip_norm, "clip norm"), "clip norm")
+    sigma = _check_number(sigma, "sigma")
+    _validate.check_positive(_check_number(clip_norm, "clip norm"), "clip norm")
     _validate.check_choice(relation, RELATIONS, "relation")
     return sigma / (2 * clip_norm if relation == "replace" else clip_norm)
 
@@ -70,7 +70,7 @@ def gaussian_delta(noise_multiplier: float, rounds: int, epsilon: float) -> floa
       epsilon: at least 0.
     """
     shift = _shift(noise_multiplier, rounds)
-    epsilon = _validate.check_number(epsilon, "epsilon")
+    epsilon = _check_number(epsilon, "epsilon")
     return math.exp(_log_delta(shift, epsilon)) if math.isfinite(shift) else 1.0
 
 
@@ -90,7 +90,7 @@ def gaussian_epsilon(noise_multiplier: float, rounds: int, delta: float) -> floa
       delta: between 0 and 1, well below one over the number of clients.
     """
     shift = _shift(noise_multiplier, rounds)
-    _validate.check_probability(delta, "delta")
+    _check_probability(delta, "delta")
     if not math.isfinite(shift):
         return math.inf
     log_delta = math.log(delta)
@@ -116,8 +116,8 @@ def gaussian_noise_multiplier(epsilon: float, delta: float, rounds: int) -> floa
       delta: between 0 and 1.
       rounds: in which the client takes part.
     """
-    epsilon = _validate.check_number(epsilon, "epsilon")
-    _validate.check_probability(delta, "delta")
+    epsilon = _check_number(epsilon, "epsilon")
+    _check_probability(delta, "delta")
     _validate.check_positive(rounds, "rounds", integer=True)
     log_delta = math.log(delta)
     # two shifts known to be private enough: by the first term of delta, and by delta at epsilon 0
@@ -157,8 +157,8 @@ def shuffled_delta(epsilon0: float, clients: int, epsilon: float) -> float:
       clients: active clients of the round.
       epsilon: at least 0.
     """
-    epsilon0 = _validate.check_number(epsilon0, "epsilon0")
-    epsilon = _validate.check_number(epsilon, "epsilon")
+    epsilon0 = _check_number(epsilon0, "epsilon0")
+    epsilon = _check_number(epsilon, "epsilon")
     _validate.check_positive(clients, "clients", integer=True)
     if epsilon >= epsilon0:
         return 0.0
@@ -195,7 +195,7 @@ def shuffled_epsilon(epsilon0: float, clients: int, delta: float) -> float:
       The least epsilon of this bound, at most `epsilon0`. For few clients it is `epsilon0`
       itself or little less.
     """
-    _validate.check_probability(delta, "delta")
+    _check_probability(delta, "delta")
     if shuffled_delta(epsilon0, clients, 0.0) <= delta:
         return 0.0
     root = _root(lambda e: shuffled_delta(epsilon0, clients, e) - delta, 0.0, epsilon0)
@@ -204,7 +204,7 @@ def shuffled_epsilon(epsilon0: float, clients: int, delta: float) -> float:
 
 def _shift(noise_multiplier: float, rounds: int) -> float:
     """Distance of the two Gaussians' means over their deviation, after all rounds."""
-    noise_multiplier = _validate.check_number(noise_multiplier, "noise_multiplier")
+    noise_multiplier = _check_number(noise_multiplier, "noise_multiplier")
     _validate.check_positive(rounds, "rounds", integer=True)
     return math.sqrt(rounds) / noise_multiplier if noise_multiplier else math.inf
 
@@ -223,3 +223,22 @@ def _log_delta(shift: float, epsilon: float) -> float:
 def _root(decreasing: Callable[[float], float], low: float, high: float) -> float:
     root: Any = optimize.brentq(decreasing, low, high, xtol=1e-300, rtol=TOLERANCE, maxiter=500)
     return float(root)
+
+
+def _check_number(value: Any, what: str) -> float:
+    """A finite number of at least 0, on the host."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not 0 <= number < math.inf:
+        raise _validate.InputError(
+            f"expected {what} to be a finite number of at least 0; got {value!r}."
+        )
+    return number
+
+
+def _check_probability(value: Any, what: str) -> None:
+    _validate._check_number(
+        value, f"{what} to be greater than 0 and less than 1", lambda p: 0 < p < 1
+    )

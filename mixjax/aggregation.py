@@ -11,9 +11,10 @@ from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
-from mixjax import _validate
+from mixjax import _axes, _validate
 from mixjax.types import Active, Memory, Params, Updates, Weights, floating
 from mixjax.types import wide as wide_dtype
 
@@ -63,7 +64,7 @@ class Aggregation:
         object.__setattr__(self, "__doc__", self.reduce.__doc__)
 
     def __call__(self, updates: Updates, active: Active | None = None) -> Params:
-        active = _all_active(active, _validate.check_client_axis(updates))
+        active = _all_active(active, _axes.check_client_axis(updates))
         if self.init is None:
             return self.reduce(updates, active)
         params = jax.tree.map(lambda leaf: leaf[0], updates)
@@ -91,10 +92,10 @@ def relative_weights(weights: Weights, active: Active | None = None) -> Weights:
         values can't be checked, a zero sum gives NaN.
     """
     clients = (getattr(weights, "shape", ()) or (0,))[0]
-    _validate.check_weights(weights, clients)
+    _check_weights(weights, clients)
     active = _all_active(active, clients)
     weights = jnp.where(active, weights, 0).astype(jnp.float32)
-    _validate.check_weights(weights, clients)
+    _check_weights(weights, clients)
     return weights * (jnp.sum(active, dtype=jnp.float32) / jnp.sum(weights))
 
 
@@ -107,7 +108,7 @@ def scale(updates: Updates, weights: Weights, active: Active | None = None) -> U
       InputError: see `relative_weights`.
     """
     updates, clients = _stacked(updates)
-    _validate.check_weights(weights, clients)
+    _check_weights(weights, clients)
     factors = relative_weights(weights, active)
     return jax.tree.map(
         lambda leaf: (
@@ -201,7 +202,7 @@ def krum(
     """
     updates, clients = _stacked(updates)
     active = _all_active(active, clients)
-    _validate.check_krum(active, clients, byzantine, select)
+    _check_krum(active, clients, byzantine, select)
     # distances to the mean first: a part common to all would drown the differences in rounding
     center = mean(updates, active)
     gram = jnp.zeros((clients, clients))
@@ -224,7 +225,7 @@ def krum(
 
 
 def _stacked(updates: Updates) -> tuple[Updates, int]:
-    clients = _validate.check_client_axis(updates)
+    clients = _axes.check_client_axis(updates)
     _validate.check_real(updates)
     # NumPy's float64 become JAX's floats here, and booleans numbers
     arrays = jax.tree.map(jnp.asarray, updates)
@@ -236,7 +237,7 @@ def _stacked(updates: Updates) -> tuple[Updates, int]:
 def _all_active(active: Active | None, clients: int) -> Active:
     if active is None:
         return jnp.ones(clients, bool)
-    _validate.check_active(active, clients)
+    _axes.check_active(active, clients)
     return active
 
 
@@ -248,3 +249,41 @@ def _sorted_rows(leaf: Array, active: Active) -> Array:
     """Each coordinate in ascending order over active clients, infinities after them."""
     leaf = leaf.astype(floating(leaf.dtype))
     return jnp.sort(jnp.where(_on_rows(active, leaf), leaf, jnp.inf), axis=0)
+
+
+def _check_weights(weights: Any, clients: int) -> None:
+    if getattr(weights, "shape", None) != (clients,) or not _validate.real(weights.dtype):
+        came = list(weights.shape) if hasattr(weights, "shape") else repr(weights)
+        raise _validate.InputError(
+            f"expected `weights` of shape [{clients}], one per client; got {came}."
+        )
+    if not _validate.concrete(weights):
+        return
+    values = np.asarray(weights, np.float64)
+    bad = np.flatnonzero(~(values >= 0) | np.isinf(values))
+    if bad.size:
+        raise _validate.InputError(
+            f"expected finite weights >= 0; got {values[bad[0]]} for client {bad[0]} "
+            f"({bad.size} of {clients} are bad)."
+        )
+    if values.sum() == 0:
+        raise _validate.InputError(
+            f"expected weights with a positive sum; all {clients} are zero. "
+            "Give every client equal weight, or leave clients without examples out."
+        )
+
+
+def _check_krum(active: Any, clients: int, byzantine: int, select: int) -> None:
+    for value, name in ((byzantine, "byzantine"), (select, "select")):
+        if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+            raise _validate.InputError(
+                f"expected a whole number for {name} in Krum; got {value!r}."
+            )
+    present = int(np.sum(np.asarray(active))) if _validate.concrete(active) else clients
+    if byzantine < 0 or present < byzantine + 3:
+        raise _validate.InputError(
+            f"expected byzantine >= 0 and at least byzantine + 3 active clients for Krum; got "
+            f"byzantine={byzantine} with {present} active clients."
+        )
+    if not 1 <= select <= present:
+        raise _validate.InputError(f"expected select in 1..{present} for Krum; got {select}.")

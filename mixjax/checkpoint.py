@@ -14,6 +14,7 @@ mixing; it is made for its owner alone (mode 0700) and must not be shared.
 """
 
 import contextlib
+import json
 import os
 import signal
 import sys
@@ -130,7 +131,7 @@ def run_segments(
         _validate.check_positive(value, name, integer=True)
     if minutes is not None:
         _validate.check_non_negative(minutes, "minutes")
-    settings = _validate.check_json({} if config is None else config, "config")
+    settings = _check_json({} if config is None else config, "config")
     now = _store.unpack(_store.pack(state), state)
     # tracing it once refuses bad input before anything is written, and tells the records' shapes
     like = jax.eval_shape(lambda state: _store.untyped(advance(state, every)[1]), now)
@@ -193,7 +194,7 @@ def restore(
     """
     store = _store.Store(Path(folder), None, 0)
     good = [step for step in store.steps() if store.fault(step) is None]
-    _validate.check_any_checkpoint([], not good, store.folder)
+    _store.check_any_checkpoint([], not good, store.folder)
     form = (key, state)
     return *_store.unpack(store.load(good[-1], _store.pack(form)), form), good[-1]
 
@@ -209,7 +210,7 @@ def check_config(saved: dict[str, Any], config: dict[str, Any], where: str) -> N
     Raises:
       InputError: if they differ as JSON.
     """
-    _validate.check_same_config(saved, _validate.check_json(config, "config"), where)
+    _store.check_same_config(saved, _check_json(config, "config"), where)
 
 
 @contextlib.contextmanager
@@ -284,3 +285,13 @@ def stop_on_signals(what: str) -> Iterator[Callable[[], int]]:
         os.close(writer)
         watcher.join()
         os.close(reader)
+
+
+def _check_json(value: Any, what: str) -> Any:
+    """The value as JSON gives it back: tuples as lists, keys as strings."""
+    try:
+        return json.loads(json.dumps(value, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise _validate.InputError(
+            f"expected JSON values in {what}; {error}. Put numbers, texts, lists and dicts there."
+        ) from None

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from mixjax import _validate
+from mixjax import _axes, _validate
 from mixjax.data import ClientData
 from mixjax.types import Params, PRNGKey
 
@@ -78,7 +78,7 @@ def local_training(
 
     def train(key: PRNGKey, params: Params, data: ClientData) -> LocalResult:
         _validate.check_key(key)
-        capacity = _validate.check_client_axis(data.examples, "examples", axis="examples")
+        capacity = _axes.check_client_axis(data.examples, "examples", axis="examples")
         size = min(batch_size, capacity)
         steps = -(-capacity // size)
 

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from mixjax import _validate
+from mixjax import _axes, _memory, _validate
 from mixjax.client import LocalTraining
 from mixjax.data import ClientData
 from mixjax.types import CLIENTS, Params, PRNGKey, Updates, wide
@@ -68,18 +68,16 @@ def fold(
       Another chunk size or mesh changes the order of summation and nothing else.
     """
     _validate.check_callable(client_fn, "a function of (shared, client)")
-    count = _validate.check_client_axis(clients, "the cohort")
+    count = _axes.check_client_axis(clients, "the cohort")
     if chunk_size is None:
         one = jax.eval_shape(lambda tree: jax.tree.map(lambda leaf: leaf[0], tree), clients)
         # gradients, optimizer state and trained parameters: about four copies of what is shared
-        chunk_size = default_chunk_size(
-            _validate.tree_bytes(one) + 4 * _validate.tree_bytes(shared)
-        )
+        chunk_size = default_chunk_size(_memory.tree_bytes(one) + 4 * _memory.tree_bytes(shared))
     _validate.check_positive(chunk_size, "chunk_size", integer=True)
     if mesh is None:
         return _fold_chunks(client_fn, shared, clients, count, chunk_size)
 
-    devices = _validate.check_mesh(mesh, count)
+    devices = _check_mesh(mesh, count)
 
     def on_device(shared: Shared, clients: Any) -> tuple[Summand, Record]:
         total, records = _fold_chunks(client_fn, shared, clients, count // devices, chunk_size)
@@ -152,10 +150,10 @@ def run(
       `trained - params` for each client; zeros for inactive ones.
     """
     _validate.check_key(key)
-    clients = _validate.check_cohort(data)
-    _validate.check_params(params)
+    clients = _axes.check_cohort(data)
+    _axes.check_params(params)
     _validate.check_callable(local, "local training such as client.local_training(...)")
-    _validate.check_stack_memory(
+    _memory.check_stack_memory(
         params,
         clients,
         chunk_size,
@@ -199,3 +197,19 @@ def _wide(dtype: Any) -> Any:
     if dtype == jnp.bool_:
         return jnp.dtype(jnp.int32)
     return wide(dtype) if jnp.issubdtype(dtype, jnp.inexact) else dtype
+
+
+def _check_mesh(mesh: jax.sharding.Mesh, clients: int) -> int:
+    """The number of devices on the mesh's clients axis."""
+    if "clients" not in mesh.axis_names:
+        raise _validate.InputError(
+            f"expected a mesh with an axis named 'clients'; got axes {mesh.axis_names}. "
+            "Make one with sharding.clients_mesh()."
+        )
+    devices = mesh.shape["clients"]
+    if clients % devices:
+        raise _validate.InputError(
+            f"expected a number of clients that the mesh's {devices} devices divide; got "
+            f"{clients}. Pad the cohort with data.pad(data, {devices})."
+        )
+    return devices

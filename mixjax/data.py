@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from jaxtyping import Array, Bool, Int, PyTree, Shaped
 
-from mixjax import _validate
+from mixjax import _axes, _memory, _validate
 
 
 class Examples(NamedTuple):
@@ -99,22 +99,22 @@ def stack(
     if not len(examples):
         raise _validate.InputError("expected at least one client to stack; got an empty cohort.")
     for client, tree in enumerate(examples):
-        _validate.check_client_axis(
+        _axes.check_client_axis(
             tree, f"the examples of client {client}", axis="examples", allow_empty=True
         )
         _validate.check_real(tree, f"the examples of client {client}")
-        _validate.check_same_model(examples[0], tree, "client 0", f"client {client}")
-        _validate.check_same_dtypes(examples[0], tree, "client 0", f"client {client}")
+        _axes.check_same_model(examples[0], tree, "client 0", f"client {client}")
+        _check_same_dtypes(examples[0], tree, "client 0", f"client {client}")
     counts = [jax.tree.leaves(tree)[0].shape[0] for tree in examples]
     ids = range(len(examples)) if ids is None else ids
-    _validate.check_ids(ids, len(examples))
+    _check_ids(ids, len(examples))
     if capacity is not None:
         _validate.check_positive(capacity, "capacity", integer=True)
     capacity = max(counts) if capacity is None else capacity
     one = sum(
         leaf.dtype.itemsize * int(np.prod(leaf.shape[1:])) for leaf in jax.tree.leaves(examples[0])
     )
-    _validate.check_memory(
+    _memory.check_memory(
         len(examples) * capacity * one, "the padded cohort", "Pass a smaller capacity.", None
     )
     if capacity < max(counts):
@@ -141,17 +141,17 @@ def take(data: ClientData, rows: Any) -> ClientData:
     rows = _validate.host_array(rows, "rows of the cohort", None)
     if not rows.size:
         raise _validate.InputError("expected at least one row of the cohort; got none.")
-    _validate.check_attributes(rows, _validate.check_cohort(data), "rows of the cohort")
+    _check_attributes(rows, _axes.check_cohort(data), "rows of the cohort")
     return jax.tree.map(lambda leaf: leaf[rows], data)
 
 
 def pad(data: ClientData, multiple: int) -> ClientData:
     """Add inactive clients without examples until `multiple` divides their number."""
     _validate.check_positive(multiple, "multiple", integer=True)
-    clients = _validate.check_cohort(data)
+    clients = _axes.check_cohort(data)
     extra = -clients % multiple
-    _validate.check_memory(
-        (clients + extra) * (_validate.tree_bytes(data) // clients),
+    _memory.check_memory(
+        (clients + extra) * (_memory.tree_bytes(data) // clients),
         f"a cohort of {clients + extra}",
         "Pad to a smaller multiple.",
         None,
@@ -165,7 +165,7 @@ def pad(data: ClientData, multiple: int) -> ClientData:
 
 def unstack(data: ClientData) -> list[PyTree[np.ndarray]]:
     """Each client's real examples, padding removed, on the host."""
-    _validate.check_cohort(data)
+    _axes.check_cohort(data)
     host = jax.device_get(data)
     return [
         jax.tree.map(lambda leaf, row=row, count=count: leaf[row, :count], host.examples)
@@ -190,10 +190,10 @@ def pool(
     Raises:
       InputError: for groups out of range, or a group without a client.
     """
-    _validate.check_cohort(data)
+    _axes.check_cohort(data)
     _validate.check_positive(count, "count", integer=True)
     of_client = _validate.host_array(groups, "groups", None)
-    _validate.check_attributes(of_client, count, "groups")
+    _check_attributes(of_client, count, "groups")
     clients = unstack(data)
     if of_client.shape != (len(clients),):
         raise _validate.InputError(
@@ -381,4 +381,44 @@ def _check_partition(examples: int, clients: int) -> None:
     if examples < clients:
         raise _validate.InputError(
             f"expected at least as many examples as clients; got {examples} for {clients}."
+        )
+
+
+def _check_attributes(values: Any, count: int, what: str = "attribute values") -> None:
+    array = _validate.host_array(values, what, None)
+    if array.dtype.kind not in "iu":
+        raise _validate.InputError(
+            f"expected integer {what} in 0..{count - 1}; got dtype {array.dtype}."
+        )
+    outside = (array < 0) | (array >= count)
+    if outside.any():
+        index = tuple(int(i) for i in np.argwhere(outside)[0])
+        raise _validate.InputError(
+            f"expected {what} in 0..{count - 1}; got {array[outside][0]} at index {index}."
+        )
+
+
+def _check_same_dtypes(tree: Any, other: Any, what: str, other_what: str) -> None:
+    for (name, leaf), (_, partner) in zip(
+        _validate.named_leaves(tree), _validate.named_leaves(other), strict=True
+    ):
+        if leaf.dtype != partner.dtype:
+            raise _validate.InputError(
+                f"expected {other_what} with the dtypes of {what}; got {name}: {partner.dtype} "
+                f"against {leaf.dtype}. Convert one of them."
+            )
+
+
+def _check_ids(ids: Any, clients: int) -> None:
+    array = _validate.host_array(ids, "client ids", None)
+    if array.shape != (clients,) or len(set(array.tolist())) != clients:
+        raise _validate.InputError(f"expected {clients} distinct client ids; got {array.tolist()}.")
+    if (
+        array.dtype.kind not in "iu"
+        or array.max() > _validate.INT_MAX
+        or array.min() < -_validate.INT_MAX - 1
+    ):
+        raise _validate.InputError(
+            f"expected client ids that are whole numbers of 32 bits; got {array.tolist()}. "
+            "Number the clients, and keep longer names outside."
         )

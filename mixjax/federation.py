@@ -10,7 +10,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, PyTree
 
-from mixjax import _validate, aggregation, defences, faults, mixing, rounds
+from mixjax import _axes, _memory, _validate, aggregation, defences, faults, mixing, rounds
 from mixjax import measures as measures_lib
 from mixjax import participation as participation_lib
 from mixjax import units as units_lib
@@ -244,7 +244,7 @@ def fedavg(
         key: PRNGKey, state: FederationState, data: ClientData
     ) -> tuple[FederationState, Record]:
         _validate.check_key(key)
-        _validate.check_cohort(data)
+        _axes.check_cohort(data)
         return play(key, state, data)
 
     # a program of this federation's own: it goes when the federation goes
@@ -355,11 +355,11 @@ def play_round(
 
 def _check(parts: Parts, state: FederationState, data: ClientData, count: int) -> None:
     """Refuse, on the host, what a run of so many rounds can't serve."""
-    _validate.check_participants(data)
+    _check_participants(data)
     units = units_lib.partition(state.params, parts.granularity)
     active = data.active & (data.counts > 0)
     clients, columns = active.shape[0], len(units.names)
-    _validate.check_stack_memory(
+    _memory.check_stack_memory(
         state.params,
         clients,
         parts.chunk_size,
@@ -370,13 +370,13 @@ def _check(parts: Parts, state: FederationState, data: ClientData, count: int) -
     )
     if _validate.concrete(active):
         if int(np.sum(np.asarray(active))) < parts.mix.least:
-            _validate.check_mixable(active, clients)
+            _axes.check_mixable(active, clients)
         # a draw on the host, to be looked at
         with jax.ensure_compile_time_eval():
             _, origins = mixing.next_draw(
                 parts.mix, jax.random.key(0), state.memories.mix, active, columns
             )
-            _validate.check_permutations(origins, active, columns)
+            _axes.check_permutations(origins, active, columns)
 
 
 def run(
@@ -413,3 +413,13 @@ def run(
             before = jax.tree.map(lambda leaf: leaf[:done], records)
             raise BrokenUpdateError(client, int(state.round), state, before)
     return state, records
+
+
+def _check_participants(data: Any) -> None:
+    _axes.check_cohort(data)
+    if _validate.concrete(data.active) and _validate.concrete(data.counts):
+        present = np.asarray(data.active) & (np.asarray(data.counts) > 0)
+        if not np.any(present):
+            raise _validate.InputError(
+                "expected at least one active client with examples; got none."
+            )

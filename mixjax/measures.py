@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree, Shaped
 
-from mixjax import _validate
+from mixjax import _axes, _validate
 from mixjax import units as units_lib
 from mixjax.types import Directions, Origins, Params, ParamShapes, PRNGKey, Updates
 
@@ -32,7 +32,7 @@ def mix(origins: Origins, measures: PyTree[Any]) -> PyTree[Any]:
       InputError: for measures or origins of other shapes. Under `jit`, where values can't be
         checked, origins are clipped to the cohort.
     """
-    clients = _validate.check_client_axis(measures, "measures")
+    clients = _axes.check_client_axis(measures, "measures")
     units = (getattr(origins, "shape", None) or (0,))[-1]
     for name, leaf in _validate.named_leaves(measures):
         if leaf.shape[1:2] != (units,):
@@ -40,7 +40,7 @@ def mix(origins: Origins, measures: PyTree[Any]) -> PyTree[Any]:
                 f"expected measures [clients, units, ...] for origins of {units} units; got "
                 f"{name}: {tuple(leaf.shape)}."
             )
-    _validate.check_origins(origins, clients, units)
+    _axes.check_origins(origins, clients, units)
 
     def permute(leaf: Array) -> Array:
         rows = origins.reshape(*origins.shape, *[1] * (leaf.ndim - 2))
@@ -64,7 +64,7 @@ def of(
       updates: any pytree of arrays with a leading clients axis.
     """
     _validate.check_callable(measure, "a measure (probe, units, update)")
-    _validate.check_client_axis(updates)
+    _axes.check_client_axis(updates)
     return jax.vmap(lambda update: measure(probe, units, update))(updates)
 
 
@@ -84,7 +84,7 @@ def random_directions(key: PRNGKey, params: ParamShapes, count: int) -> Directio
       A pytree like `params` of -1 and 1 with a leading axis of `count`.
     """
     _validate.check_key(key)
-    _validate.check_params(params)
+    _axes.check_params(params)
     _validate.check_positive(count, "count", integer=True)
     leaves, structure = jax.tree.flatten(params)
     signs = [

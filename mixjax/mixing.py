@@ -14,9 +14,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from mixjax import _gather, _validate
+from mixjax import _axes, _gather, _memory, _validate
 from mixjax import units as units_lib
 from mixjax.types import Active, Memory, Origins, Params, PRNGKey, Updates
+
+SMALL_BYTES = 2**26
 
 
 @runtime_checkable
@@ -95,7 +97,7 @@ def keep() -> Mix:
     """Every update stays whole and in its own slot: plain federated learning."""
 
     def draw(key: PRNGKey, active: Active, units: int) -> Origins:
-        _validate.check_draw(key, active, units, alone=True)
+        _check_draw(key, active, units, alone=True)
         return jnp.broadcast_to(jnp.arange(active.shape[0])[:, None], (active.shape[0], units))
 
     return Mix(draw, least=1)
@@ -108,7 +110,7 @@ def shuffle() -> Mix:
     """
 
     def draw(key: PRNGKey, active: Active, units: int) -> Origins:
-        _validate.check_draw(key, active, units)
+        _check_draw(key, active, units)
         origins = _permutation(key, active)
         return jnp.broadcast_to(origins[:, None], (active.shape[0], units))
 
@@ -124,7 +126,7 @@ def full_round() -> Mix:
     """
 
     def draw(key: PRNGKey, active: Active, units: int) -> Origins:
-        _validate.check_draw(key, active, units)
+        _check_draw(key, active, units)
         keys = jax.random.split(key, units)
         return jax.vmap(_permutation, (0, None), out_axes=1)(keys, active)
 
@@ -141,7 +143,7 @@ def proxy(list_size: int) -> Mix:
     _validate.check_positive(list_size, "list_size", integer=True)
 
     def draw(key: PRNGKey, active: Active, units: int) -> Origins:
-        _validate.check_draw(key, active, units)
+        _check_draw(key, active, units)
         order_key, stream_key = jax.random.split(key)
         clients = active.shape[0]
         ranks = stream(stream_key, jnp.sum(active), clients, list_size, units)
@@ -185,8 +187,8 @@ def stream(
     _validate.check_key(key)
     for value, name in ((capacity, "capacity"), (list_size, "list_size"), (units, "units")):
         _validate.check_positive(value, name, integer=True)
-    _validate.check_arrivals(arrivals, capacity)
-    _validate.check_memory(4 * capacity * units, f"a stream of {capacity} x {units}", "", None)
+    _check_arrivals(arrivals, capacity)
+    _memory.check_memory(4 * capacity * units, f"a stream of {capacity} x {units}", "", None)
     draw_key, flush_key = jax.random.split(key)
     size = min(list_size, capacity)
     columns = jnp.arange(units)
@@ -266,10 +268,10 @@ def apply_in_place(origins: Origins, updates: Updates, units: units_lib.Units) -
 
 def _check_apply(origins: Origins, updates: Updates, units: units_lib.Units) -> None:
     """Refuse what doesn't belong together."""
-    _validate.check_units(units)
-    clients = _validate.check_client_axis(updates)
-    _validate.check_origins(origins, clients, len(units.names))
-    _validate.check_partition(updates, units)
+    _axes.check_units(units)
+    clients = _axes.check_client_axis(updates)
+    _axes.check_origins(origins, clients, len(units.names))
+    _axes.check_partition(updates, units)
 
 
 def mix(
@@ -304,14 +306,14 @@ def mix(
         permutations.
     """
     _validate.check_key(key)
-    clients = _validate.check_client_axis(updates)
+    clients = _axes.check_client_axis(updates)
     active = jnp.ones(clients, bool) if active is None else active
-    _validate.check_active(active, clients)
-    _validate.check_mixable(active, clients)
+    _axes.check_active(active, clients)
+    _axes.check_mixable(active, clients)
     units = units_lib.partition(jax.eval_shape(_first, updates), granularity)
     method = full_round() if method is None else as_mix(method, " as method")
     origins = method(key, active, len(units.names))
-    _validate.check_permutations(origins, active, len(units.names))
+    _axes.check_permutations(origins, active, len(units.names))
     return apply(origins, updates, units)
 
 
@@ -333,7 +335,7 @@ def compose(*parts: Mix | Draw) -> Mix:
         return tuple(() if mix.init is None else mix.init(clients, units) for mix in mixes)
 
     def draw(key: PRNGKey, memories: Any, active: Active, units: int) -> tuple[Memory, Origins]:
-        _validate.check_draw(key, active, units, alone=True)
+        _check_draw(key, active, units, alone=True)
         keys = jax.random.split(key, len(mixes))
         drawn = [
             next_draw(mix, one, memory, active, units)
@@ -395,3 +397,26 @@ def _sort_clients(key: PRNGKey, active: Active) -> Int[Array, " clients"]:
         words = jnp.where(active[order], words, jnp.uint32(1 << 31) | place)
         order = order[(jnp.sort(words) & jnp.uint32((1 << place_bits) - 1)).astype(order.dtype)]
     return order
+
+
+def _check_draw(key: Any, active: Any, units: Any, *, alone: bool = False) -> None:
+    """The arguments of a mix."""
+    _validate.check_key(key)
+    clients = _axes.check_mask(active)
+    _validate.check_positive(units, "units", integer=True)
+    needed = 4 * clients * units
+    # asking the system for its memory takes longer than a small draw
+    if needed > SMALL_BYTES:
+        _memory.check_memory(needed, f"an origin matrix of {clients} x {units}", "", None)
+    if not alone:
+        _axes.check_mixable(active, clients)
+
+
+def _check_arrivals(arrivals: Any, capacity: int) -> None:
+    if not _validate.concrete(arrivals):
+        return
+    array = _validate.host_array(arrivals, "arrivals", "iu")
+    if array.ndim or not 0 <= int(array) <= capacity:
+        raise _validate.InputError(
+            f"expected arrivals in 0..{capacity}, the capacity; got {arrivals!r}."
+        )

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array
 
@@ -295,7 +296,7 @@ def group_norm(
     Raises:
       InputError: for groups that don't divide the channels.
     """
-    _validate.check_groups(groups, inputs.shape[-1])
+    _check_groups(groups, inputs.shape[-1])
     spatial = tuple(range(1, inputs.ndim - 1))
     width = inputs.shape[-1] // groups
     count = math.prod(inputs.shape[1:-1]) * width
@@ -313,9 +314,27 @@ def group_norm(
 
 def _blocks(inputs: Array, window: Sequence[int]) -> Array:
     spatial = inputs.shape[1:-1]
-    _validate.check_window(window, spatial)
+    _check_window(window, spatial)
     counts = [size // width for size, width in zip(spatial, window, strict=True)]
     ends = [count * width for count, width in zip(counts, window, strict=True)]
     trimmed = lax.slice(inputs, [0] * inputs.ndim, (inputs.shape[0], *ends, inputs.shape[-1]))
     split = [size for pair in zip(counts, window, strict=True) for size in pair]
     return trimmed.reshape(inputs.shape[0], *split, inputs.shape[-1])
+
+
+def _check_window(window: Sequence[int], spatial: Sequence[int]) -> None:
+    _validate.check_sequence(window, "a pooling window")
+    if len(window) != len(spatial) or any(width < 1 for width in window):
+        raise _validate.InputError(
+            f"expected a pooling window of {len(spatial)} positive sizes for spatial axes "
+            f"{tuple(spatial)}; got {tuple(window)}."
+        )
+
+
+def _check_groups(groups: int, channels: int) -> None:
+    whole = isinstance(groups, (int, np.integer)) and not isinstance(groups, bool)
+    if not whole or groups < 1 or channels % groups:
+        raise _validate.InputError(
+            f"expected groups to be a whole number that divides the {channels} channels; "
+            f"got {groups!r}."
+        )

@@ -10,6 +10,7 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpy.typing as npt
 from jaxtyping import Array, Float, Int
 
@@ -113,12 +114,12 @@ def schedule(mask: npt.ArrayLike) -> Participation:
     Args:
       mask: bool `[clients]`, or `[rounds, clients]`; after its last round it starts again.
     """
-    _validate.check_schedule(mask)
+    _check_schedule(mask)
 
     def participate(key: PRNGKey, number: Int[Array, ""], data: ClientData) -> Active:
         del key
         rows = jnp.atleast_2d(jnp.asarray(mask))
-        _validate.check_per_client(rows[0], data.active.shape[0], "the schedule")
+        _check_per_client(rows[0], data.active.shape[0], "the schedule")
         return data.active & rows[number % rows.shape[0]]
 
     return participate
@@ -135,11 +136,11 @@ def deadline(limit: Scalar, durations: Durations) -> Participation:
     """
     _validate.check_positive(limit, "limit")
     if not callable(durations):
-        _validate.check_durations(durations)
+        _check_durations(durations)
 
     def participate(key: PRNGKey, number: Int[Array, ""], data: ClientData) -> Active:
         taken = durations(key, number, data) if callable(durations) else jnp.asarray(durations)
-        _validate.check_per_client(taken, data.active.shape[0], "durations")
+        _check_per_client(taken, data.active.shape[0], "durations")
         return data.active & (taken <= limit)
 
     return participate
@@ -195,3 +196,32 @@ def _first(key: PRNGKey, data: ClientData, count: Any) -> Active:
     order = jnp.argsort(jnp.where(data.active, words, jnp.uint32(2**32 - 1)))
     ranks = jnp.zeros_like(order).at[order].set(jnp.arange(order.shape[0], dtype=order.dtype))
     return data.active & (ranks < jnp.asarray(count).astype(order.dtype))
+
+
+def _check_schedule(mask: Any) -> None:
+    array = mask if hasattr(mask, "dtype") else _validate.host_array(mask, "a schedule", None)
+    if array.dtype != jnp.bool_ or array.ndim not in (1, 2) or 0 in array.shape:
+        raise _validate.InputError(
+            "expected a schedule of bool[clients] or bool[rounds, clients]; got "
+            f"{array.dtype}{list(array.shape)}."
+        )
+
+
+def _check_per_client(values: Any, clients: int, what: str) -> None:
+    if getattr(values, "shape", None) != (clients,):
+        came = list(values.shape) if hasattr(values, "shape") else repr(values)
+        raise _validate.InputError(
+            f"expected one entry of {what} for each of {clients} clients; got {came}. "
+            "Rows that data.pad adds count too."
+        )
+
+
+def _check_durations(durations: Any) -> None:
+    if not _validate.concrete(durations):
+        return
+    values = _validate.host_array(durations, "durations")
+    if values.ndim != 1 or not np.all(values >= 0):
+        raise _validate.InputError(
+            "expected durations >= 0 of shape [clients], or a function that draws them; got "
+            f"{values!r}."
+        )

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree, UInt32
 
-from mixjax import _validate, cohort, faults, mixing
+from mixjax import _axes, _validate, cohort, faults, mixing
 from mixjax import units as units_lib
 from mixjax.aggregation import Aggregation
 from mixjax.attacks.base import Attack, Probe
@@ -143,7 +143,7 @@ def choose(
     """The cohort with those active who take part in the round and have examples."""
     data = data._replace(active=data.active & (data.counts > 0))
     chosen = participation(key, number, data)
-    _validate.check_active(chosen, data.active.shape[0])
+    _axes.check_active(chosen, data.active.shape[0])
     return data._replace(active=chosen & data.active)
 
 
@@ -242,7 +242,7 @@ def forward(
     """
     somebody = jnp.any(active)
     after, origins = mixing.next_draw(mix, key, memory, active | ~somebody, units)
-    _validate.check_permutations(origins, active, units)
+    _axes.check_permutations(origins, active, units)
     origins = jnp.where(somebody, origins, jnp.arange(active.shape[0])[:, None])
     return choose_tree(somebody, after, memory), origins
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from mixjax import _labels, _validate
+from mixjax import _axes, _labels, _validate
 from mixjax._labels import Labels as Labels
 from mixjax.types import Directions, Params, ParamShapes
 from mixjax.types import wide as wide_dtype
@@ -135,7 +135,7 @@ def _groups(leaves: list[_labels.Leaf], granularity: Any) -> list[_labels.Groups
 
 def parameter_counts(units: Units) -> dict[str, int]:
     """The number of parameters in each unit, by name; 0 for a unit of empty leaves."""
-    _validate.check_units(units)
+    _axes.check_units(units)
     counts = np.zeros(len(units.names), np.int64)
     for labels in units.labels:
         each = labels.size // labels.array.size
@@ -195,9 +195,9 @@ def dots(units: Units, update: Params, directions: Directions) -> Float[Array, "
       InputError: for another model than the one that was partitioned, or complex numbers.
     """
     _check_model(units, update, "the update")
-    _validate.check_client_axis(directions, "directions", axis="attributes")
+    _axes.check_client_axis(directions, "directions", axis="attributes")
     _validate.check_real(directions, "directions")
-    _validate.check_partition(directions, units, "directions")
+    _axes.check_partition(directions, units, "directions")
 
     def part(flat: Array, rows: Array) -> Array:
         # by a matrix of one column: XLA's CPU back end is slower at a vector
@@ -229,10 +229,10 @@ def squared_norms(units: Units, update: Params) -> Float[Array, " units"]:
 
 
 def _check_model(units: Units, update: Params, what: str) -> None:
-    _validate.check_units(units)
+    _axes.check_units(units)
     _validate.check_arrays(update, what)
     _validate.check_real(update, what)
-    _validate.check_partition(
+    _axes.check_partition(
         jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape), leaf.dtype), update),
         units,
         what,

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from mixjax import _validate, cohort
+from mixjax import _axes, _validate, cohort
 from mixjax import client as client_lib
 from mixjax import units as units_lib
 from mixjax.attacks import sim
@@ -102,7 +102,7 @@ def _scores(
 ) -> Array:
     """Cosines slot by slot, with the candidate records in the place of attributes."""
     _validate.check_key(key)
-    clients = _validate.check_candidates(params, updates, examples)
+    clients = _check_candidates(params, updates, examples)
 
     def loss(params: Params, record: PyTree[Any], key: PRNGKey) -> Array:
         batch = jax.tree.map(lambda leaf: leaf[None], record)
@@ -132,3 +132,19 @@ def _scores(
     slots = (updates, examples, jnp.arange(clients))
     _, cosines = cohort.fold(of_slot, (params, key), slots, chunk_size=1, mesh=mesh)
     return cosines
+
+
+def _check_candidates(params: Any, updates: Any, examples: Any) -> int:
+    """The number of slots of `updates`, for each of which `examples` holds candidate records."""
+    clients = _axes.check_client_axis(updates)
+    _validate.check_arrays(params, "params")
+    stacked = jax.eval_shape(lambda: jax.tree.map(lambda leaf: leaf[None], params))
+    _axes.check_same_model(stacked, updates, "params", "updates")
+    slots = _axes.check_client_axis(examples, "the candidate records")
+    if slots != clients:
+        raise _validate.InputError(
+            f"expected candidate records for each of {clients} updates; got them for {slots}."
+        )
+    records = jax.eval_shape(lambda: jax.tree.map(lambda leaf: leaf[0], examples))
+    _axes.check_client_axis(records, "each slot's candidates", axis="records")
+    return clients

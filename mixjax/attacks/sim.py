@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
-from mixjax import _validate, cohort, measures
+from mixjax import _axes, _validate, cohort, measures
 from mixjax import units as units_lib
 from mixjax.attacks.base import Attack, Probe
 from mixjax.client import LocalTraining
@@ -54,9 +55,9 @@ def statistics(updates: Updates, directions: Directions, units: units_lib.Units)
     Raises:
       InputError: when the two don't have the same structure and shapes below their first axes.
     """
-    _validate.check_client_axis(updates)
-    _validate.check_client_axis(directions, "directions", axis="attributes")
-    _validate.check_same_model(updates, directions, "updates", "directions")
+    _axes.check_client_axis(updates)
+    _axes.check_client_axis(directions, "directions", axis="attributes")
+    _axes.check_same_model(updates, directions, "updates", "directions")
     dots = jax.vmap(units_lib.dots, (None, 0, None))(units, updates, directions)
     return Statistics(
         dots,
@@ -69,13 +70,13 @@ def direction_squared_norms(
     directions: Directions, units: units_lib.Units
 ) -> Float[Array, "units attributes"]:
     """Squared norm of each unit of each direction."""
-    _validate.check_client_axis(directions, "directions", axis="attributes")
+    _axes.check_client_axis(directions, "directions", axis="attributes")
     return jax.vmap(units_lib.squared_norms, (None, 0), out_axes=1)(units, directions)
 
 
 def mix_statistics(origins: Origins, statistics: Statistics) -> Statistics:
     """The statistics of mixed updates, from those of the unmixed ones; see `measures.mix`."""
-    _validate.check_statistics(statistics)
+    _axes.check_statistics(statistics)
     dots, squares = measures.mix(origins, Terms(statistics.dots, statistics.squared_norms))
     return Statistics(dots, squares, statistics.direction_squared_norms)
 
@@ -92,14 +93,14 @@ def scores(updates: Updates, directions: Directions) -> Float[Array, "clients at
       `S[slot, attribute]`; zero where either vector is zero. The guess is the argmax over
       attributes. Sum over rounds to accumulate.
     """
-    _validate.check_client_axis(directions, "directions", axis="attributes")
+    _axes.check_client_axis(directions, "directions", axis="attributes")
     whole = units_lib.partition(jax.tree.map(lambda leaf: leaf[0], directions), "model")
     return cosine(statistics(updates, directions, whole))
 
 
 def cosine(statistics: Statistics) -> Float[Array, "clients attributes"]:
     """The cosines of whole updates, from their units' terms."""
-    _validate.check_statistics(statistics)
+    _axes.check_statistics(statistics)
     return _ratio(
         jnp.sum(statistics.dots, axis=-2),
         jnp.sum(statistics.squared_norms, axis=-1)[..., None],
@@ -109,7 +110,7 @@ def cosine(statistics: Statistics) -> Float[Array, "clients attributes"]:
 
 def unit_cosine(statistics: Statistics) -> Float[Array, "clients units attributes"]:
     """The cosine of each unit alone: an attack per layer, which no permutation weakens."""
-    _validate.check_statistics(statistics)
+    _axes.check_statistics(statistics)
     return _ratio(
         statistics.dots, statistics.squared_norms[..., None], statistics.direction_squared_norms
     )
@@ -146,7 +147,7 @@ def directions(
     Raises:
       InputError: for NaN or infinite auxiliary data, or a row without examples.
     """
-    _validate.check_auxiliary(auxiliary)
+    _check_auxiliary(auxiliary)
     return cohort.run(key, params, auxiliary, local, mesh=mesh)
 
 
@@ -162,7 +163,7 @@ def passive(auxiliary: ClientData, *, mesh: jax.sharding.Mesh | None = None) -> 
     Raises:
       InputError: for NaN or infinite auxiliary data, or a row without examples.
     """
-    _validate.check_auxiliary(auxiliary)
+    _check_auxiliary(auxiliary)
 
     def prepare(key: PRNGKey, params: Params, local: LocalTraining) -> Probe:
         return Probe(params, directions(key, params, auxiliary, local, mesh=mesh))
@@ -177,7 +178,7 @@ def active(auxiliary: ClientData, *, mesh: jax.sharding.Mesh | None = None) -> A
     pulls an update visibly towards one of them. The clients' updates start from the sent model,
     so the attack changes what is learned.
     """
-    _validate.check_auxiliary(auxiliary)
+    _check_auxiliary(auxiliary)
 
     def prepare(key: PRNGKey, params: Params, local: LocalTraining) -> Probe:
         offsets = directions(key, params, auxiliary, local, mesh=mesh)
@@ -214,7 +215,7 @@ def circumcenter(points: Directions) -> Params:
     for two points the midpoint. Points must be affinely independent; of coinciding points the
     result is their mean.
     """
-    count = _validate.check_client_axis(points, "points", axis="attributes")
+    count = _axes.check_client_axis(points, "points", axis="attributes")
     _validate.check_real(points, "points")
     points = jax.tree.map(
         lambda leaf: leaf if _inexact(leaf) else jnp.asarray(leaf, jnp.float32), points
@@ -242,3 +243,32 @@ def circumcenter(points: Directions) -> Params:
 
 def _inexact(leaf: Any) -> bool:
     return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jnp.inexact)
+
+
+def _check_finite(tree: Any, what: str) -> None:
+    for name, leaf in _validate.named_leaves(tree):
+        if not _validate.concrete(leaf) or not jnp.issubdtype(leaf.dtype, jnp.inexact):
+            continue
+        values = np.asarray(leaf)
+        # a finite sum proves it without a mask the size of the data; an overflow takes the slow way
+        with np.errstate(over="ignore", invalid="ignore"):
+            if np.isfinite(values.sum(dtype=np.float64)):
+                continue
+        bad = int(np.size(values) - np.isfinite(values).sum())
+        if bad:
+            raise _validate.InputError(
+                f"expected finite numbers in {what}; got {bad} NaN or infinite values at {name}. "
+                "Remove or repair those rows first."
+            )
+
+
+def _check_auxiliary(auxiliary: Any) -> None:
+    _axes.check_cohort(auxiliary, "auxiliary data", axis="attributes")
+    _check_finite(auxiliary.examples, "auxiliary data")
+    if _validate.concrete(auxiliary.counts):
+        empty = np.flatnonzero(np.asarray(auxiliary.counts) == 0)
+        if empty.size:
+            raise _validate.InputError(
+                f"expected auxiliary examples of every attribute value; value {empty[0]} has "
+                "none. Add auxiliary people with this value."
+            )

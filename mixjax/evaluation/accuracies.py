@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from mixjax import _validate, mixing
+from mixjax import _axes, _memory, _validate, mixing
 from mixjax.attacks import sim
 from mixjax.attacks.sim import Statistics
 from mixjax.evaluation._arrays import Values, aligned, mean_over_present, share
@@ -94,7 +94,7 @@ def unit_level(
         )
     slots = np.zeros(guessed.shape[:-1], int)
     _, truth, present = aligned(slots, truth, active)
-    _validate.check_origin_rows(origins, truth.shape[-1])
+    _axes.check_origin_rows(origins, truth.shape[-1])
     shape = np.broadcast_shapes(guessed.shape, origins.shape, (*truth.shape, 1))
     truth = np.broadcast_to(truth[..., None], shape)
     owners = np.take_along_axis(truth, np.broadcast_to(origins, shape), axis=-2)
@@ -145,7 +145,7 @@ def attribution_over_draws(
     """
     _validate.check_key(key)
     _validate.check_positive(draws, "draws", integer=True)
-    _validate.check_statistics(statistics)
+    _axes.check_statistics(statistics)
     mix = mixing.as_mix(mix)
     truth = _validate.host_array(truth, "truth", "iu")
     clients = statistics.squared_norms.shape[0]
@@ -156,10 +156,10 @@ def attribution_over_draws(
             f"expected truth and active of shape [{clients}], one for each client; got "
             f"{np.shape(truth)} and {present.shape}."
         )
-    _validate.check_active(present, clients)
+    _axes.check_active(present, clients)
     arrays = (jnp.asarray(truth.astype(np.int32)), jnp.asarray(present))
     if present.sum() < mix.least:
-        _validate.check_mixable(arrays[1], clients)
+        _axes.check_mixable(arrays[1], clients)
     return np.asarray(_attribution_over_draws(key, statistics, *arrays, mix, draws))
 
 
@@ -188,5 +188,5 @@ def _aligned_by_value(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     guesses, truth, active = aligned(guesses, truth, active)
     _validate.check_positive(values, "values", integer=True)
-    _validate.check_memory(8 * values * guesses.size, f"{values} attribute values", "", None)
+    _memory.check_memory(8 * values * guesses.size, f"{values} attribute values", "", None)
     return guesses, truth, active

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import scipy.spatial
 
-from mixjax import _validate
+from mixjax import _axes, _validate
 from mixjax import units as units_lib
 from mixjax.evaluation._arrays import Values
 from mixjax.types import Updates
@@ -46,7 +46,7 @@ def neighbours(updates: Updates, units: units_lib.Units, radii: Values) -> np.nd
       InputError: for radii that are no numbers, or updates of another model.
     """
     radii = _validate.host_array(radii, "radii", ndim=1).ravel()
-    _validate.check_client_axis(updates)
+    _axes.check_client_axis(updates)
     squares = [np.sum(rows**2, axis=1) for rows in _unit_rows(updates, units)]
     scales = np.sqrt(np.mean(squares, axis=1))
     counts = [
@@ -70,7 +70,7 @@ def relink_rank(previous: Updates, current: Updates, units: units_lib.Units) -> 
     Raises:
       InputError: for different clients or models.
     """
-    counts = [_validate.check_client_axis(stack) for stack in (previous, current)]
+    counts = [_axes.check_client_axis(stack) for stack in (previous, current)]
     if counts[0] != counts[1]:
         raise _validate.InputError(
             f"expected the same clients in both rounds; got {counts[0]} and {counts[1]}."
@@ -84,18 +84,18 @@ def relink_rank(previous: Updates, current: Updates, units: units_lib.Units) -> 
 
 def _distances(updates: Updates, others: Updates, units: units_lib.Units) -> Iterator[np.ndarray]:
     """`[clients, clients]` of one unit after the other."""
-    _validate.check_client_axis(updates)
-    _validate.check_client_axis(others)
-    _validate.check_same_model(updates, others, "updates", "others")
+    _axes.check_client_axis(updates)
+    _axes.check_client_axis(others)
+    _axes.check_same_model(updates, others, "updates", "others")
     pairs = zip(_unit_rows(updates, units), _unit_rows(others, units), strict=True)
     return (scipy.spatial.distance.cdist(*pair) for pair in pairs)
 
 
 def _unit_rows(updates: Updates, units: units_lib.Units) -> list[np.ndarray]:
     """`[clients, elements]` of each unit."""
-    _validate.check_units(units)
+    _axes.check_units(units)
     _validate.check_real(updates)
-    _validate.check_partition(updates, units)
+    _axes.check_partition(updates, units)
     leaves = [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(updates)]
     rows = np.concatenate([leaf.reshape(leaf.shape[0], -1) for leaf in leaves], axis=1)
     owners = np.concatenate([labels.flat() for labels in units.labels])

@@ -1,7 +1,11 @@
-"""Single values: keys, numbers, arrays, names of options."""
+"""Checks of single values that several modules share, and the form of every error text.
+
+Shapes, structures and key types are static, so they are checked while tracing. Values are
+checked only where they are concrete; under `jit` the documented NaN policies apply instead.
+What one module alone checks stands with it.
+"""
 
 import inspect
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,8 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 
 INT_MAX = 2**31 - 1
-
-
 FLOAT_MAX = float(np.finfo(np.float32).max)
 
 
@@ -47,35 +49,6 @@ def check_key(key: Any) -> None:
     raise InputError(f"expected a typed key; got {came}. Make one with jax.random.key(seed).")
 
 
-def check_finite(tree: Any, what: str) -> None:
-    for name, leaf in named_leaves(tree):
-        if not concrete(leaf) or not jnp.issubdtype(leaf.dtype, jnp.inexact):
-            continue
-        values = np.asarray(leaf)
-        # a finite sum proves it without a mask the size of the data; an overflow takes the slow way
-        with np.errstate(over="ignore", invalid="ignore"):
-            if np.isfinite(values.sum(dtype=np.float64)):
-                continue
-        bad = int(np.size(values) - np.isfinite(values).sum())
-        if bad:
-            raise InputError(
-                f"expected finite numbers in {what}; got {bad} NaN or infinite values at {name}. "
-                "Remove or repair those rows first."
-            )
-
-
-def check_attributes(values: Any, count: int, what: str = "attribute values") -> None:
-    array = host_array(values, what, None)
-    if array.dtype.kind not in "iu":
-        raise InputError(f"expected integer {what} in 0..{count - 1}; got dtype {array.dtype}.")
-    outside = (array < 0) | (array >= count)
-    if outside.any():
-        index = tuple(int(i) for i in np.argwhere(outside)[0])
-        raise InputError(
-            f"expected {what} in 0..{count - 1}; got {array[outside][0]} at index {index}."
-        )
-
-
 def check_choice(value: Any, choices: Sequence[str], what: str) -> None:
     if not isinstance(value, str) or value not in choices:
         listed = ", ".join(repr(choice) for choice in choices)
@@ -95,21 +68,6 @@ def check_positive(value: Any, what: str, *, integer: bool = False) -> None:
 
 def check_non_negative(value: Any, what: str) -> None:
     _check_number(value, f"{what} to be at least 0", lambda number: number >= 0)
-
-
-def check_number(value: Any, what: str) -> float:
-    """A finite number of at least 0, on the host."""
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if not 0 <= number < math.inf:
-        raise InputError(f"expected {what} to be a finite number of at least 0; got {value!r}.")
-    return number
-
-
-def check_probability(value: Any, what: str) -> None:
-    _check_number(value, f"{what} to be greater than 0 and less than 1", lambda p: 0 < p < 1)
 
 
 def check_fraction(value: Any, what: str, below: float) -> None:

@@ -137,10 +137,17 @@ def check_origin_rows(origins: Any, clients: int) -> None:
 
 
 def check_params(params: Any) -> None:
+    """A model that can be trained: every leaf has a gradient."""
     if not _validate.named_leaves(params):
         raise _validate.InputError("expected a model with parameters; got an empty pytree.")
     _validate.check_arrays(params, "the model")
     _validate.check_real(params, "the model")
+    for name, leaf in _validate.named_leaves(params):
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise _validate.InputError(
+                f"expected parameters that have a gradient; got {leaf.dtype} at {name}. Keep "
+                "counters, masks and keys out of them: let the loss hold them."
+            )
 
 
 def check_partition(updates: Any, units: Any, what: str = "updates") -> None:

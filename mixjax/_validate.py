@@ -175,7 +175,9 @@ def check_arrays(tree: Any, what: str) -> None:
 
 def check_component(value: Any, fields: Sequence[str], what: str) -> None:
     if not all(callable(getattr(value, field, None)) for field in fields):
-        raise InputError(f"expected {what}; got {value!r}.")
+        came = getattr(value, "__qualname__", None) if callable(value) else None
+        hint = f"the function {came}: call it" if came else f"{value!r}"
+        raise InputError(f"expected {what}; got {hint}.")
 
 
 def form(tree: Any) -> Any:

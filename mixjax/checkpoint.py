@@ -192,7 +192,7 @@ def restore(
     Raises:
       InputError: if the folder has no good checkpoint.
     """
-    store = _store.Store(Path(folder), None, 0)
+    store = _store.Store(Path(folder).absolute(), None, 0)
     good = [step for step in store.steps() if store.fault(step) is None]
     _store.check_any_checkpoint([], not good, store.folder)
     form = (key, state)

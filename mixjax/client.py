@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from mixjax import _axes, _validate
 from mixjax.data import ClientData
-from mixjax.types import Params, PRNGKey
+from mixjax.types import Params, PRNGKey, threefry
 
 
 @runtime_checkable
@@ -52,6 +52,8 @@ def local_training(
     may be smaller. The gradient of a batch is that of its mean loss. A client with fewer
     examples than the cohort's longest takes fewer steps.
 
+    Typed keys in the optimizer's state (`optax.noisy_sgd`) are made each client's and round's own.
+
     Guarantees: padded examples are never read, whatever they hold. A client without examples
     returns a zero update.
 
@@ -66,6 +68,10 @@ def local_training(
     Returns:
       `(key, params, data) -> LocalResult` for one client.
     """
+    _validate.check_callable(loss_fn, "a loss (params, batch, key)")
+    _validate.check_component(
+        optimizer, ("init", "update"), "an optax optimizer such as optax.sgd(0.1)"
+    )
     _validate.check_positive(batch_size, "batch_size", integer=True)
     _validate.check_positive(epochs, "epochs", integer=True)
 
@@ -78,6 +84,7 @@ def local_training(
 
     def train(key: PRNGKey, params: Params, data: ClientData) -> LocalResult:
         _validate.check_key(key)
+        key = threefry(key)
         capacity = _axes.check_client_axis(data.examples, "examples", axis="examples")
         size = min(batch_size, capacity)
         steps = -(-capacity // size)
@@ -96,7 +103,7 @@ def local_training(
             return (optax.apply_updates(params, updates), opt_state), total
 
         def skip(carry: tuple[Params, Any], index: Any) -> tuple[tuple[Params, Any], Array]:
-            return carry, jnp.zeros(())
+            return carry, jnp.zeros((), jnp.float32)
 
         def epoch(carry: tuple[Params, Any], key: PRNGKey) -> tuple[tuple[Params, Any], Array]:
             order_key, loss_key = jax.random.split(key)
@@ -110,12 +117,49 @@ def local_training(
             carry, losses = jax.lax.scan(step, carry, steps_of_epoch)
             return carry, jnp.sum(losses)
 
-        carry = (params, optimizer.init(params))
+        carry = (params, _own_randomness(key, optimizer.init(params)))
         (trained, _), losses = jax.lax.scan(epoch, carry, jax.random.split(key, epochs))
         update = jax.tree.map(jnp.subtract, trained, params)
         return LocalResult(update, jnp.sum(losses) / (epochs * data.counts).astype(jnp.float32))
 
     return train
+
+
+def _own_randomness(key: PRNGKey, opt_state: Any) -> Any:
+    """An optimizer's fresh state whose keys, which are everybody's, become this client's own."""
+
+    def own(leaf: Any) -> Any:
+        if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return leaf
+        return jax.random.fold_in(leaf, jax.random.bits(key, (), jnp.uint32))
+
+    return jax.tree.map(own, opt_state)
+
+
+def check_result(result: Any, params: Params) -> None:
+    """Refuse what local training of one's own returns in place of a `LocalResult`.
+
+    Raises:
+      InputError: for another type, or an update of another structure or shape than the model.
+    """
+    if not isinstance(result, LocalResult):
+        raise _validate.InputError(
+            f"expected local training to return a client.LocalResult(update, loss); got "
+            f"{type(result).__name__}."
+        )
+    update, model = jax.tree.structure(result.update), jax.tree.structure(params)
+    if update != model:
+        raise _validate.InputError(
+            "expected local training to return an update with the structure of the model, "
+            f"{model}; got {update}."
+        )
+    pairs = zip(_validate.named_leaves(result.update), jax.tree.leaves(params), strict=True)
+    for (name, leaf), like in pairs:
+        if jnp.shape(leaf) != jnp.shape(like):
+            raise _validate.InputError(
+                f"expected local training to return an update shaped like the model; got {name}: "
+                f"{jnp.shape(leaf)} against {jnp.shape(like)}."
+            )
 
 
 def streamed(
@@ -170,6 +214,8 @@ def _shuffled_rows(
 ) -> Int[Array, " length"]:
     """The `count` real rows in random order, then copies of the first of them."""
     row = jnp.arange(capacity)
-    order = jnp.argsort(jnp.where(row < count, jax.random.uniform(key, (capacity,)), 2.0))
+    order = jnp.argsort(
+        jnp.where(row < count, jax.random.uniform(key, (capacity,), jnp.float32), 2.0)
+    )
     order = jnp.pad(order, (0, length - capacity))
     return jnp.where(jnp.arange(length) < count, order, order[0])

@@ -19,9 +19,9 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from mixjax import _axes, _memory, _validate
-from mixjax.client import LocalTraining
+from mixjax.client import LocalTraining, check_result
 from mixjax.data import ClientData
-from mixjax.types import CLIENTS, Params, PRNGKey, Updates, wide
+from mixjax.types import CLIENTS, Params, PRNGKey, Updates, threefry, wide
 
 Shared = TypeVar("Shared")
 Summand = TypeVar("Summand")
@@ -34,7 +34,7 @@ CHUNK_BYTES = 2**30
 
 def client_key(key: PRNGKey, client_id: Any) -> PRNGKey:
     """A client's key: the same in any cohort, chunking or sharding."""
-    return jax.random.fold_in(key, client_id)
+    return jax.random.fold_in(threefry(key), client_id)
 
 
 def default_chunk_size(bytes_per_client: int) -> int:
@@ -167,8 +167,9 @@ def run(
         key, params = shared
         # local training skips the steps of a client without examples
         client = client._replace(counts=jnp.where(client.active, client.counts, 0))
-        update = local(client_key(key, client.ids), params, client).update
-        return (), zero_unless(client.active, update)
+        result = local(client_key(key, client.ids), params, client)
+        check_result(result, params)
+        return (), zero_unless(client.active, result.update)
 
     _, updates = fold(client_fn, (key, params), data, chunk_size=chunk_size, mesh=mesh)
     return updates
@@ -205,6 +206,12 @@ def _check_mesh(mesh: jax.sharding.Mesh, clients: int) -> int:
         raise _validate.InputError(
             f"expected a mesh with an axis named 'clients'; got axes {mesh.axis_names}. "
             "Make one with sharding.clients_mesh()."
+        )
+    if jax.sharding.AxisType.Explicit in mesh.axis_types:
+        raise _validate.InputError(
+            f"expected a mesh whose axes are of type Auto; got {mesh.axis_types}. Make one with "
+            "sharding.clients_mesh(), or pass axis_types=(jax.sharding.AxisType.Auto,) to "
+            "jax.make_mesh."
         )
     devices = mesh.shape["clients"]
     if clients % devices:

@@ -29,6 +29,9 @@ class BrokenUpdateError(RuntimeError):
         )
         self.client, self.round, self.state, self.records = client, round, state, records
 
+    def __reduce__(self) -> Any:
+        return type(self), (self.client, self.round, self.state, self.records)
+
 
 class Remaining(NamedTuple):
     """Who is forwarded in a round.

@@ -223,6 +223,12 @@ def fedavg(
             )
         if clients is not None:
             _validate.check_positive(clients, "clients", integer=True)
+        if isinstance(params, FederationState):
+            raise _validate.InputError(
+                "expected the model's parameters; got a FederationState. Pass state.params, or go "
+                "on from the state with federation.run."
+            )
+        _axes.check_params(params)
         units = units_lib.partition(params, granularity)
         if isinstance(attack_seed, int):
             _validate.check_seed(attack_seed)
@@ -353,8 +359,24 @@ def play_round(
     return after, record
 
 
+def _check_state(parts: Parts, state: Any) -> None:
+    if not isinstance(state, FederationState):
+        raise _validate.InputError(
+            f"expected a state of this federation; got {type(state).__name__}. Make one with "
+            "federation.init(params)."
+        )
+    own = jax.eval_shape(parts.optimizer.init, state.params)
+    came = _validate.form(state.opt_state)
+    if came != _validate.form(own):
+        raise _validate.InputError(
+            f"expected a state of this federation, whose optimizer keeps {_validate.form(own)}; "
+            f"got {came}. Make one with this federation's init(params)."
+        )
+
+
 def _check(parts: Parts, state: FederationState, data: ClientData, count: int) -> None:
     """Refuse, on the host, what a run of so many rounds can't serve."""
+    _check_state(parts, state)
     _check_participants(data)
     units = units_lib.partition(state.params, parts.granularity)
     active = data.active & (data.counts > 0)

@@ -16,7 +16,7 @@ from jaxtyping import Array, Int
 
 from mixjax import _axes, _gather, _memory, _validate
 from mixjax import units as units_lib
-from mixjax.types import Active, Memory, Origins, Params, PRNGKey, Updates
+from mixjax.types import Active, Memory, Origins, Params, PRNGKey, Updates, threefry
 
 SMALL_BYTES = 2**26
 
@@ -98,7 +98,9 @@ def keep() -> Mix:
 
     def draw(key: PRNGKey, active: Active, units: int) -> Origins:
         _check_draw(key, active, units, alone=True)
-        return jnp.broadcast_to(jnp.arange(active.shape[0])[:, None], (active.shape[0], units))
+        return jnp.broadcast_to(
+            jnp.arange(active.shape[0], dtype=jnp.int32)[:, None], (active.shape[0], units)
+        )
 
     return Mix(draw, least=1)
 
@@ -111,7 +113,7 @@ def shuffle() -> Mix:
 
     def draw(key: PRNGKey, active: Active, units: int) -> Origins:
         _check_draw(key, active, units)
-        origins = _permutation(key, active)
+        origins = _permutation(threefry(key), active)
         return jnp.broadcast_to(origins[:, None], (active.shape[0], units))
 
     return Mix(draw)
@@ -127,7 +129,7 @@ def full_round() -> Mix:
 
     def draw(key: PRNGKey, active: Active, units: int) -> Origins:
         _check_draw(key, active, units)
-        keys = jax.random.split(key, units)
+        keys = jax.random.split(threefry(key), units)
         return jax.vmap(_permutation, (0, None), out_axes=1)(keys, active)
 
     return Mix(draw)
@@ -144,11 +146,11 @@ def proxy(list_size: int) -> Mix:
 
     def draw(key: PRNGKey, active: Active, units: int) -> Origins:
         _check_draw(key, active, units)
-        order_key, stream_key = jax.random.split(key)
+        order_key, stream_key = jax.random.split(threefry(key))
         clients = active.shape[0]
         ranks = stream(stream_key, jnp.sum(active), clients, list_size, units)
         arrivals = _sort_clients(order_key, active)
-        rows = jnp.arange(clients)
+        rows = jnp.arange(clients, dtype=jnp.int32)
         slots = _active_first(active)
         by_rank = jnp.where((rows < jnp.sum(active))[:, None], arrivals[ranks], slots[:, None])
         return jnp.zeros((clients, units), by_rank.dtype).at[slots].set(by_rank)
@@ -189,19 +191,21 @@ def stream(
         _validate.check_positive(value, name, integer=True)
     _check_arrivals(arrivals, capacity)
     _memory.check_memory(4 * capacity * units, f"a stream of {capacity} x {units}", "", None)
-    draw_key, flush_key = jax.random.split(key)
+    draw_key, flush_key = jax.random.split(threefry(key))
     size = min(list_size, capacity)
     columns = jnp.arange(units)
-    lists = jnp.broadcast_to(jnp.arange(size)[:, None], (size, units))
+    lists = jnp.broadcast_to(jnp.arange(size, dtype=jnp.int32)[:, None], (size, units))
     emitted = jnp.zeros((capacity, units), lists.dtype)
 
     def arrive(lists: Array, arrival: Array) -> tuple[Array, Array]:
-        entries = jax.random.randint(jax.random.fold_in(draw_key, arrival), (units,), 0, size)
+        entries = jax.random.randint(
+            jax.random.fold_in(draw_key, arrival), (units,), 0, size, jnp.int32
+        )
         leaving = lists[entries, columns]
         kept = jnp.where(arrival < arrivals, arrival, leaving)
         return lists.at[entries, columns].set(kept), leaving
 
-    lists, leaving = jax.lax.scan(arrive, lists, jnp.arange(size, capacity))
+    lists, leaving = jax.lax.scan(arrive, lists, jnp.arange(size, capacity, dtype=jnp.int32))
     emitted = emitted.at[: capacity - size].set(leaving)
 
     held = jnp.minimum(arrivals, size)
@@ -378,7 +382,7 @@ def _permutation(key: PRNGKey, active: Active) -> Int[Array, " clients"]:
 
 def _active_first(active: Active) -> Int[Array, " clients"]:
     """Active rows in ascending order, then the inactive ones."""
-    return jnp.argsort(~active, stable=True)
+    return jnp.argsort(~active, stable=True).astype(jnp.int32)
 
 
 def _sort_clients(key: PRNGKey, active: Active) -> Int[Array, " clients"]:
@@ -391,8 +395,8 @@ def _sort_clients(key: PRNGKey, active: Active) -> Int[Array, " clients"]:
     # could bend the law: rounds are added until any tie has probability below 2^-20.
     rounds = -(-(2 * place_bits + 20) // random_bits)
     place = jnp.arange(clients, dtype=jnp.uint32)
-    order = jnp.arange(clients)
-    for bits in jax.random.bits(key, (rounds, clients)):
+    order = jnp.arange(clients, dtype=jnp.int32)
+    for bits in jax.random.bits(key, (rounds, clients), jnp.uint32):
         words = ((bits >> (1 + place_bits)) << place_bits) | place
         words = jnp.where(active[order], words, jnp.uint32(1 << 31) | place)
         order = order[(jnp.sort(words) & jnp.uint32((1 << place_bits) - 1)).astype(order.dtype)]

@@ -17,6 +17,7 @@ from jax import lax
 from jaxtyping import Array
 
 from mixjax import _validate
+from mixjax.types import wide
 
 # benchmarks/convolution.py: below this Winograd's transforms cost more than its products save
 WINOGRAD_CHANNELS = 16
@@ -305,11 +306,14 @@ def group_norm(
         sums = of_channel.reshape(-1, groups, width).sum(axis=-1)
         return jnp.repeat(sums / count, width, axis=-1)
 
+    # the squares of half-precision numbers overflow, and their differences are rounding
+    inputs, dtype = inputs.astype(wide(inputs.dtype)), inputs.dtype
     mean = group_mean(inputs.sum(axis=spatial))
     variance = group_mean(jnp.square(inputs).sum(axis=spatial)) - jnp.square(mean)
-    factor = scale[None] * lax.rsqrt(jnp.maximum(variance, 0) + epsilon)
+    factor = scale[None].astype(inputs.dtype) * lax.rsqrt(jnp.maximum(variance, 0) + epsilon)
     centred = inputs - jnp.expand_dims(mean, spatial)
-    return centred * jnp.expand_dims(factor, spatial) + jnp.expand_dims(bias, (0, *spatial))
+    shift = jnp.expand_dims(bias, (0, *spatial)).astype(inputs.dtype)
+    return (centred * jnp.expand_dims(factor, spatial) + shift).astype(dtype)
 
 
 def _blocks(inputs: Array, window: Sequence[int]) -> Array:

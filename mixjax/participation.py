@@ -5,6 +5,7 @@ A participation is `(key, number, data) -> active`: of the clients that are ther
 padding nor the order of the cohort changes who takes part.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
@@ -97,7 +98,7 @@ def poisson(rate: Scalar) -> Participation:
 
     def participate(key: PRNGKey, number: Int[Array, ""], data: ClientData) -> Active:
         del number
-        return data.active & (_draw(jax.random.uniform, key, data) < rate)
+        return data.active & (_draw(_uniform, key, data) < rate)
 
     return participate
 
@@ -157,7 +158,7 @@ def log_normal(
         key: PRNGKey, number: Int[Array, ""], data: ClientData
     ) -> Float[Array, " clients"]:
         del number
-        return median * jnp.exp(sigma * _draw(jax.random.normal, key, data))
+        return median * jnp.exp(sigma * _draw(_normal, key, data))
 
     return durations
 
@@ -186,13 +187,19 @@ def compose(*parts: Participation) -> Participation:
     return participate
 
 
+# named dtypes: 64-bit mode draws the same
+_uniform = functools.partial(jax.random.uniform, dtype=jnp.float32)
+_normal = functools.partial(jax.random.normal, dtype=jnp.float32)
+_bits = functools.partial(jax.random.bits, dtype=jnp.uint32)
+
+
 def _draw(sampler: Callable[[PRNGKey], Array], key: PRNGKey, data: ClientData) -> Array:
     return jax.vmap(lambda client_id: sampler(client_key(key, client_id)))(data.ids)
 
 
 def _first(key: PRNGKey, data: ClientData, count: Any) -> Active:
     """The first `count` active clients in a uniformly random order."""
-    words = _draw(jax.random.bits, key, data) >> 1
+    words = _draw(_bits, key, data) >> 1
     order = jnp.argsort(jnp.where(data.active, words, jnp.uint32(2**32 - 1)))
     ranks = jnp.zeros_like(order).at[order].set(jnp.arange(order.shape[0], dtype=order.dtype))
     return data.active & (ranks < jnp.asarray(count).astype(order.dtype))

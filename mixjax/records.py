@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree, UInt32
 
 from mixjax import _validate, mixing, rounds
@@ -16,9 +17,9 @@ from mixjax.types import Memory, Origins, Params
 class Memories(NamedTuple):
     """What the components remember; () for those that remember nothing."""
 
-    attack: Memory
-    mix: Memory
-    aggregate: Memory
+    attack: Memory = ()
+    mix: Memory = ()
+    aggregate: Memory = ()
 
 
 class FederationState(NamedTuple):
@@ -35,8 +36,8 @@ class FederationState(NamedTuple):
     params: Params
     opt_state: PyTree[Any]
     round: Int[Array, ""]
-    memories: Memories
-    attack_seed: UInt32[Array, ""]
+    memories: Memories = Memories()
+    attack_seed: UInt32[Array, ""] | np.uint32 = np.uint32(0)
 
 
 class Truth(NamedTuple):

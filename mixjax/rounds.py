@@ -23,6 +23,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree, UInt32
 
 from mixjax import _axes, _validate, cohort, faults, mixing
+from mixjax import client as client_lib
 from mixjax import units as units_lib
 from mixjax.aggregation import Aggregation
 from mixjax.attacks.base import Attack, Probe
@@ -31,7 +32,18 @@ from mixjax.data import ClientData
 from mixjax.defences import Perturb
 from mixjax.observation import Observation
 from mixjax.participation import Participation
-from mixjax.types import Active, Memory, Origins, Params, PRNGKey, Scalar, Updates, Weights, times
+from mixjax.types import (
+    Active,
+    Memory,
+    Origins,
+    Params,
+    PRNGKey,
+    Scalar,
+    Updates,
+    Weights,
+    threefry,
+    times,
+)
 
 UNASKED = {
     "measures": "Give it a `measure`.",
@@ -66,7 +78,7 @@ class AttackKeys(NamedTuple):
 
 def round_keys(key: PRNGKey, number: Int[Array, ""] | int) -> RoundKeys:
     """The keys of round `number` of the run with this key."""
-    key = jax.random.fold_in(key, number)
+    key = jax.random.fold_in(threefry(key), number)
     clients, mix, aggregate = jax.random.split(key, 3)
     return RoundKeys(clients, mix, aggregate, jax.random.fold_in(key, PARTICIPATION))
 
@@ -217,6 +229,7 @@ def train(
         # local training skips the steps of a client without examples
         counts = jnp.where(data.active, data.counts, 0)
         result = local(keys.train, probe.params, data._replace(counts=counts))
+        client_lib.check_result(result, probe.params)
         update = perturb(keys.perturb, result.update)
         update = jax.tree.map(lambda leaf: times(leaf, weight), update)
         sound = data.active & faults.is_sound(update, weight, max_norm)
@@ -243,7 +256,9 @@ def forward(
     somebody = jnp.any(active)
     after, origins = mixing.next_draw(mix, key, memory, active | ~somebody, units)
     _axes.check_permutations(origins, active, units)
-    origins = jnp.where(somebody, origins, jnp.arange(active.shape[0])[:, None])
+    origins = jnp.where(
+        somebody, origins, jnp.arange(active.shape[0], dtype=origins.dtype)[:, None]
+    )
     return choose_tree(somebody, after, memory), origins
 
 
@@ -284,10 +299,17 @@ def aggregate(
     else:
         correction = jnp.maximum(jnp.sum(active), 1).astype(jnp.float32) / weight_sum
         rows = jax.tree.map(lambda leaf: times(leaf, correction), forwarded)
+    result = (memory, None)
     if aggregation.init is None:
-        return memory, aggregation.reduce(rows, active)
-    result = aggregation.reduce(key, memory, rows, active)
-    _validate.check_remembered(result, memory, "aggregate", "an aggregate")
+        result = memory, aggregation.reduce(rows, active)
+    else:
+        result = aggregation.reduce(key, memory, rows, active)
+        _validate.check_remembered(result, memory, "aggregate", "an aggregate")
+    came, like = jax.tree.map(jnp.shape, result[1]), jax.tree.map(lambda leaf: leaf.shape[1:], rows)
+    if came != like:
+        raise _validate.InputError(
+            f"expected an aggregate shaped like one update, {like}; got {came}."
+        )
     return result
 
 

@@ -27,6 +27,13 @@ def clients_mesh(devices: int | None = None) -> jax.sharding.Mesh:
     )
 
 
+def _cores() -> int:
+    """The cores that this process may use: a scheduler may have given it a few of many."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def use_host_devices(count: int | None = None) -> None:
     """Give this process one CPU device a core, so that `clients_mesh` uses every core.
 
@@ -35,10 +42,10 @@ def use_host_devices(count: int | None = None) -> None:
     other (half the speed on two cores).
 
     Args:
-      count: how many devices; the number of cores by default.
+      count: how many devices; by default the number of cores that the process may use.
     """
     flag = "--xla_cpu_multi_thread_eigen=false"
     flags = os.environ.get("XLA_FLAGS", "")
     if "xla_cpu_multi_thread_eigen" not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} {flag}".strip()
-    jax.config.update("jax_num_cpu_devices", count or os.cpu_count() or 1)
+    jax.config.update("jax_num_cpu_devices", count or _cores())

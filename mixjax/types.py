@@ -24,6 +24,20 @@ def times(leaf: jax.Array, factor: jax.Array) -> jax.Array:
     return leaf.astype(dtype) * factor.astype(dtype)
 
 
+def threefry(key: jax.Array) -> jax.Array:
+    """The key as one of threefry, which draws for each key of a `vmap` on its own.
+
+    Keys of threefry come back as they are. Of others (rbg) `vmap` draws from the first alone.
+    """
+    if jax.random.key_impl(key) == "threefry2x32":
+        return key
+    words = jax.random.key_data(key)
+    first = jax.random.wrap_key_data(words[..., :2], impl="threefry2x32")
+    for place in range(2, words.shape[-1]):
+        first = jax.random.fold_in(first, words[place])
+    return first
+
+
 CLIENTS = "clients"
 """Name of the leading axis of stacked pytrees, and of the mesh axis that shards it."""
 

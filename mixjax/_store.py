@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import warnings
 import zipfile
@@ -18,11 +19,14 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from mixjax import _validate
+from mixjax import _identity, _validate
 from mixjax._files import PARTIAL, replacing
 from mixjax.types import PRNGKey
 
 LOCK = ".lock"
+# of the folder's own layout: a later one may have to read an earlier one's
+VERSION = 2
+NUMBER, SPAN = re.compile(r"\d{8,}"), re.compile(r"\d{8,}-\d{8,}")
 # the files tell the key: a copy of the folder must not open them to others
 PRIVATE = 0o600
 
@@ -64,7 +68,10 @@ class Store(NamedTuple):
                 checkpointer.save(target, leaves, force=True)
             for path in (target, *target.rglob("*")):
                 path.chmod(PRIVATE if path.is_file() else 0o700)
-            content = {**(self.run or {}), "rounds": stop}
+            content = {**(self.run or {}), "version": VERSION, "rounds": stop}
+            content["records"] = self._record_digests(start) | {
+                path.name: _digest_file(path) for path in (self._records(start, stop),)
+            }
             content["digest"] = _digest_files(target, content)
             with replacing(target.with_suffix(".json"), PRIVATE) as file:
                 file.write(json.dumps(content, indent=1).encode())
@@ -72,7 +79,10 @@ class Store(NamedTuple):
         except Exception as error:
             with contextlib.suppress(OSError):
                 self._clean(start)
-            kept = f"round {start} is kept" if start else "nothing was saved before"
+            kept = "nothing was saved before"
+            if start:
+                good = self.fault(start) is None
+                kept = f"round {start} is kept" if good else "what was saved before is gone too"
             raise OSError(
                 f"could not save round {stop} of the run in {self.folder} "
                 f"({_reason(error)}); {kept}. Make room or mend the disk, and run the same again "
@@ -99,7 +109,7 @@ class Store(NamedTuple):
                 return step
             bad.append(f"skipped the checkpoint of round {step} in {self.folder}: {fault}")
         # a run killed before its first checkpoint has one records file at most
-        records = list((self.folder / "records").glob("*.npz"))
+        records = list(self._record_files())
         check_any_checkpoint(bad, len(records) > 1, self.folder)
         self._clean(0)
         return 0
@@ -137,19 +147,34 @@ class Store(NamedTuple):
             digest = content.pop("digest")
         except (OSError, ValueError, KeyError, AttributeError):
             return "its description can't be read"
+        if content.get("version") != VERSION:
+            return f"its format is of version {content.get('version', 1)}, not {VERSION}"
         if _digest_files(self._state(step), content) != digest:
             return "its files are not those that were written"
         if self.run is not None:
             _check_same_run(content, self.run, self.folder)
         end = 0
         for start, path in self._chain(step):
-            if start != end or not _whole(path):
+            written = content["records"].get(path.name)
+            if start != end or not _whole(path) or _digest_file(path) != written:
                 return f"its records, {path.name}, are incomplete or damaged"
             end = _span(path)[1]
         return None if end == step else f"the records of rounds {end} to {step - 1} are missing"
 
     def steps(self) -> list[int]:
-        return sorted(int(path.stem) for path in (self.folder / "states").glob("*.json"))
+        """Of the descriptions there are; names of other files are none of ours."""
+        found = (self.folder / "states").glob("*.json")
+        return sorted(int(path.stem) for path in found if NUMBER.fullmatch(path.stem))
+
+    def _record_digests(self, step: int) -> dict[str, str]:
+        """Of the records' files that the checkpoint of so many rounds counts on."""
+        if not step:
+            return {}
+        return json.loads(self._state(step).with_suffix(".json").read_bytes())["records"]
+
+    def _record_files(self) -> Iterator[Path]:
+        found = (self.folder / "records").glob("*.npz")
+        return (path for path in found if SPAN.fullmatch(path.stem))
 
     def _state(self, step: int) -> Path:
         return self.folder / "states" / f"{step:08d}"
@@ -159,7 +184,7 @@ class Store(NamedTuple):
 
     def _chain(self, rounds: int | None) -> list[tuple[int, Path]]:
         """The records' files up to some round, or all, in order, with their first round."""
-        files = sorted((self.folder / "records").glob("*.npz"))
+        files = sorted(self._record_files())
         return [
             (_span(path)[0], path) for path in files if rounds is None or _span(path)[1] <= rounds
         ]
@@ -174,10 +199,11 @@ class Store(NamedTuple):
             if step > done:
                 self._forget(step)
         for path in (self.folder / "states").iterdir():
-            if path.is_dir() and not path.with_name(f"{path.name}.json").exists():
+            ours = NUMBER.match(path.name)
+            if ours and path.is_dir() and not path.with_name(f"{path.name}.json").exists():
                 shutil.rmtree(path, ignore_errors=True)
-        for path in (self.folder / "records").iterdir():
-            if path.suffix == ".npz" and _span(path)[1] > done:
+        for path in list(self._record_files()):
+            if _span(path)[1] > done:
                 path.unlink()
         for path in self.folder.glob(f"*/*{PARTIAL}"):
             path.unlink()
@@ -187,11 +213,16 @@ class Store(NamedTuple):
 def _quiet() -> Iterator[None]:
     """Without orbax's log, which has a traceback for each thread that meets a full disk."""
     logger = logging.getLogger("absl")
-    before, logger.disabled = logger.disabled, True
+
+    # a filter of this call's own: whatever other threads do, it goes when the call ends
+    def nothing(record: logging.LogRecord) -> bool:
+        return False
+
+    logger.addFilter(nothing)
     try:
         yield
     finally:
-        logger.disabled = before
+        logger.removeFilter(nothing)
 
 
 def _reason(error: Exception) -> str:
@@ -234,23 +265,17 @@ def unpack(leaves: list[np.ndarray], like: Any) -> Any:
     return jax.tree.unflatten(jax.tree.structure(like), typed)
 
 
-def identity(key: PRNGKey, state: Any, config: dict[str, Any], data: Any) -> dict[str, Any]:
+def identity(key: PRNGKey, state: Any, config: dict[str, Any], data: Any, made: Any) -> Any:
     """What a run is compared by when it resumes."""
     return {
         "config": config,
         "key_kind": str(jax.random.key_impl(key)),
-        "key": digest_arrays(pack(key)),
-        "start": digest_arrays(pack(state)),
-        "data": digest_arrays(pack(data)),
+        "key": _identity.digest_arrays(pack(key)),
+        "start": _identity.digest_arrays(pack(state)),
+        "data": _identity.digest_arrays(pack(data)),
+        "environment": _identity.environment(),
+        "federation": {} if made is None else _identity.describe(made),
     }
-
-
-def digest_arrays(leaves: list[np.ndarray]) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    for leaf in leaves:
-        digest.update(f"{leaf.dtype}{leaf.shape}".encode())
-        digest.update(leaf.tobytes())
-    return digest.hexdigest()
 
 
 def _digest_files(folder: Path, content: dict[str, Any]) -> str:
@@ -259,9 +284,13 @@ def _digest_files(folder: Path, content: dict[str, Any]) -> str:
     for path in sorted(folder.rglob("*")):
         if path.is_file():
             digest.update(str(path.relative_to(folder)).encode())
-            with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "blake2b").digest())
+            digest.update(_digest_file(path).encode())
     return digest.hexdigest()
+
+
+def _digest_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "blake2b").hexdigest()
 
 
 def _span(path: Path) -> tuple[int, int]:
@@ -277,7 +306,7 @@ def _whole(path: Path) -> bool:
         return False
 
 
-def check_same_config(saved: Any, config: Any, where: Any) -> None:
+def check_same_config(saved: Any, config: Any, where: Any, what: str = "config") -> None:
     old, new = dict(_flat_items(saved)), dict(_flat_items(config))
     lines = [
         f"  {name}: {old.get(name, 'absent')} there, {new.get(name, 'absent')} now"
@@ -287,7 +316,7 @@ def check_same_config(saved: Any, config: Any, where: Any) -> None:
     if lines:
         listed = "\n".join(lines)
         raise _validate.InputError(
-            f"expected the config that {where} was made under; it differs in\n{listed}\n"
+            f"expected the {what} that {where} was made under; it differs in\n{listed}\n"
             "Resume with the same, or start afresh elsewhere."
         )
 
@@ -305,6 +334,8 @@ def _flat_items(value: Any, prefix: str = "") -> list[tuple[str, str]]:
 
 def _check_same_run(saved: dict[str, Any], run: dict[str, Any], folder: Path) -> None:
     check_same_config(saved["config"], run["config"], folder)
+    for name in ("environment", "federation"):
+        check_same_config(saved[name], run[name], folder, name)
     for name, what in (
         ("key_kind", "the kind of key"),
         ("key", "the key"),
@@ -344,6 +375,8 @@ def _check_run_folder(folder: Path, parts: Sequence[str]) -> None:
     if folder.exists() and not folder.is_dir():
         raise _validate.InputError(f"expected a folder for the run; {folder} is a file.")
     others = [path.name for path in folder.iterdir()] if folder.exists() else []
+    # what file managers leave behind
+    others = [name for name in others if not name.startswith(".")]
     others = sorted(set(others) - set(parts))
     if others:
         raise _validate.InputError(

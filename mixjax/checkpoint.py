@@ -16,9 +16,7 @@ mixing; it is made for its owner alone (mode 0700) and must not be shared.
 import contextlib
 import json
 import os
-import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -31,6 +29,7 @@ import numpy as np
 from mixjax import _store, _validate
 from mixjax import federation as federation_lib
 from mixjax._files import replacing as replacing
+from mixjax._signals import stop_on_signals as stop_on_signals
 from mixjax.data import ClientData
 from mixjax.federation import Federation, FederationState, Record
 from mixjax.types import PRNGKey
@@ -61,7 +60,7 @@ def run(
       federation: see `federation.fedavg`.
       state: where the run starts, also when it resumes.
       data: the cohort. It is not saved: a resumed run must be given the same, and a digest of it
-        is compared.
+        is compared, as are the federation, and JAX's version and flags.
       rounds: how many in all. May grow from call to call.
       every: rounds of a segment.
       minutes: see `run_segments`.
@@ -81,7 +80,7 @@ def run(
         return federation_lib.run(key, federation, state, data, count)
 
     options = {"every": every, "minutes": minutes, "keep": keep, "config": config, "data": data}
-    return run_segments(folder, key, advance, state, rounds, **options)
+    return run_segments(folder, key, advance, state, rounds, made_by=federation.step, **options)
 
 
 def run_segments(
@@ -96,12 +95,13 @@ def run_segments(
     keep: int = 2,
     config: dict[str, Any] | None = None,
     data: Any = None,
+    made_by: Any = None,
 ) -> tuple[State, Any]:
     """Run rounds by calling `advance` once for each segment, and save what it returns.
 
-    SIGTERM and the first SIGINT end the run after the segment at hand: it is saved, a line on
-    the standard error says so, and the process exits with 128 plus the signal's number
-    (SystemExit). A second SIGINT leaves at once.
+    SIGTERM and the first SIGINT end the run after the segment at hand, be it the last: it is
+    saved, a line on the standard error says so, and the process exits with 128 plus the signal's
+    number (SystemExit). A second SIGINT leaves at once.
 
     Args:
       folder: the run's own, new or empty at first.
@@ -117,13 +117,15 @@ def run_segments(
       keep: how many states to keep, the last ones.
       config: what the run depends on, as JSON values; saved, and compared on resuming.
       data: a pytree of arrays that the run depends on too; compared on resuming by a digest.
+      made_by: the function or component that plays the rounds; compared on resuming by what it
+        and its closures hold, arrays by digests. `run` gives the federation's.
 
     Returns:
       The last state, and the records of all rounds as NumPy arrays.
 
     Raises:
-      InputError: for another key, starting state, config or data than the folder's, a folder
-        without a usable checkpoint, or one that another process runs in.
+      InputError: for another key, starting state, config, data, federation, version or flag of
+        JAX than the folder's, a folder without a usable checkpoint, or one that another process runs in.
       OSError: when saving fails, such as on a full disk; what was saved before is kept.
     """
     _validate.check_key(key)
@@ -136,7 +138,7 @@ def run_segments(
     # tracing it once refuses bad input before anything is written, and tells the records' shapes
     like = jax.eval_shape(lambda state: _store.untyped(advance(state, every)[1]), now)
 
-    identity = _store.identity(key, state, settings, data)
+    identity = _store.identity(key, state, settings, data, made_by)
     store = _store.Store.open(Path(folder), identity, keep)
     with exclusive(store.folder):
         done = store.resume(rounds)
@@ -160,7 +162,7 @@ def run_segments(
                     columns = [np.concatenate(parts) for parts in zip(*unsaved, strict=True)]
                     store.save(saved, done, columns, _store.pack((key, now)))
                     unsaved, saved, saved_at = [], done, time.monotonic()
-                if number and done < rounds:
+                if number:
                     print(
                         f"stopped after round {done} of {rounds}, which is saved in "
                         f"{store.folder}. Run the same again to resume.",
@@ -172,8 +174,7 @@ def run_segments(
 
 def latest(folder: str | os.PathLike[str]) -> int | None:
     """The number of rounds that the last checkpoint of a run's folder has; None without one."""
-    steps = [int(path.stem) for path in Path(folder, "states").glob("*.json")]
-    return max(steps, default=None)
+    return max(_store.Store(Path(folder), None, 0).steps(), default=None)
 
 
 def restore(
@@ -223,7 +224,7 @@ def exclusive(folder: str | os.PathLike[str]) -> Iterator[None]:
     Raises:
       InputError: if the folder is taken.
     """
-    lock = filelock.FileLock(Path(folder) / _store.LOCK, timeout=0)
+    lock = filelock.FileLock(Path(folder) / _store.LOCK, timeout=0, mode=_store.PRIVATE)
     try:
         lock.acquire()
     except filelock.Timeout:
@@ -235,56 +236,6 @@ def exclusive(folder: str | os.PathLike[str]) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-@contextlib.contextmanager
-def stop_on_signals(what: str) -> Iterator[Callable[[], int]]:
-    """Note SIGTERM and SIGINT instead of dying of them; a second SIGINT still ends the process.
-
-    A thread watches for them, since Python's own handlers wait for compiled code to return.
-    Outside the main thread, where Python can't take signals over, nothing changes.
-
-    Args:
-      what: what happens next, told on the standard error when the first signal comes.
-
-    Yields:
-      A function that tells the number of the first signal so far, or 0.
-    """
-    caught: list[int] = []
-    handled = [
-        number
-        for number in (signal.SIGINT, signal.SIGTERM)
-        # None: a handler that Python can't put back
-        if signal.getsignal(number) not in (signal.SIG_IGN, None)
-    ]
-    if threading.current_thread() is not threading.main_thread() or not handled:
-        yield lambda: 0
-        return
-
-    def watch() -> None:
-        while number := int.from_bytes(os.read(reader, 1)):
-            if number == signal.SIGINT and number in caught:
-                os._exit(128 + number)
-            if number in handled and not caught:
-                name = signal.Signals(number).name
-                print(f"{name}: {what}; Ctrl-C leaves at once.", file=sys.stderr, flush=True)
-            caught.append(number)
-
-    reader, writer = os.pipe()
-    os.set_blocking(writer, False)
-    watcher = threading.Thread(target=watch, name="signals", daemon=True)
-    watcher.start()
-    wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    before = {number: signal.signal(number, lambda *_: None) for number in handled}
-    try:
-        yield lambda: caught[0] if caught else 0
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        signal.set_wakeup_fd(wakeup)
-        os.close(writer)
-        watcher.join()
-        os.close(reader)
 
 
 def _check_json(value: Any, what: str) -> Any:

@@ -48,35 +48,41 @@ class Remaining(NamedTuple):
 
 
 def is_sound(
-    weighted: Params, weight: Float[Array, ""], max_norm: Scalar | None = None
+    update: Params, weighted: Params, clients: int, max_norm: Scalar | None = None
 ) -> Bool[Array, ""]:
-    """Whether an update can be used: finite, and not too long.
+    """Whether an update can be used: finite, weighted or not, and not too long.
 
-    | update, weighted | sound |
+    | update | sound |
     |---|---|
     | zero, or an empty tree | yes |
     | a NaN or an infinity in any coordinate | no |
-    | finite, with a squared norm beyond float32 (1.8e19 long, and longer) | no |
-    | as long as `max_norm` before it was weighted | yes, up to the rounding of the norm |
-    | longer than `max_norm` before it was weighted | no |
+    | a half-precision number that the weight makes infinite | no |
+    | longer than 1.8e19 / clients: the square of a weighted sum could overflow float32 | no |
+    | as long as `max_norm` | yes, up to the rounding of the norm |
+    | longer than `max_norm` | no |
     | integers, which can't be NaN | by their norm alone |
 
     Args:
-      weighted: one client's update times its weight.
-      weight: the weight.
-      max_norm: bound on the norm of the update before it was weighted.
+      update: one client's.
+      weighted: the same times its weight, which is at most the number of clients.
+      clients: of the cohort.
+      max_norm: bound on the norm of `update`.
     """
     squares = [
         # a product: XLA's CPU back end sums an axis one element after the other
         jnp.vdot(flat, flat, precision=jax.lax.Precision.HIGHEST)
-        for flat in (leaf.ravel().astype(wide(leaf.dtype)) for leaf in jax.tree.leaves(weighted))
+        for flat in (leaf.ravel().astype(wide(leaf.dtype)) for leaf in jax.tree.leaves(update))
     ]
-    square = sum(squares, jnp.zeros(())).astype(jnp.float32)
-    bound = jnp.float32(jnp.finfo(jnp.float32).max)
+    square = sum(squares, jnp.zeros((), jnp.float32)).astype(jnp.float32)
+    bound = jnp.float32(jnp.finfo(jnp.float32).max / clients**2)
     if max_norm is not None:
-        bound = jnp.minimum(bound, jnp.square(jnp.float32(max_norm) * weight.astype(jnp.float32)))
+        bound = jnp.minimum(bound, jnp.square(jnp.float32(max_norm)))
     # NaN compares as False
-    return square <= bound
+    sound = square <= bound
+    for leaf in jax.tree.leaves(weighted):
+        if leaf.dtype.itemsize < 4:
+            sound &= jnp.all(jnp.isfinite(leaf))
+    return sound
 
 
 def leave_out(weights: Weights, chosen: Active, sound: Active, least: int) -> Remaining:

@@ -222,6 +222,7 @@ def train(
       chunk_size: see `cohort.fold`.
       mesh: see `cohort.fold`.
     """
+    clients = data.active.shape[0]
 
     def one(shared: Any, client: Any) -> tuple[Any, Any]:
         (key, probe), (data, weight) = shared, client
@@ -231,12 +232,12 @@ def train(
         result = local(keys.train, probe.params, data._replace(counts=counts))
         client_lib.check_result(result, probe.params)
         update = perturb(keys.perturb, result.update)
-        update = jax.tree.map(lambda leaf: times(leaf, weight), update)
-        sound = data.active & faults.is_sound(update, weight, max_norm)
+        weighted = jax.tree.map(lambda leaf: times(leaf, weight), update)
+        sound = data.active & faults.is_sound(update, weighted, clients, max_norm)
         measured = None
         if attack is not None and attack.measure is not None:
-            measured = cohort.zero_unless(sound, _measure(attack, probe, units, update))
-        update = cohort.zero_unless(sound, update)
+            measured = cohort.zero_unless(sound, _measure(attack, probe, units, weighted))
+        update = cohort.zero_unless(sound, weighted)
         loss = jnp.where(sound, result.loss, jnp.nan)
         return update if summed else (), (loss, sound, measured, update if stacked else None)
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import jax
 from mixjax import _validate
 
 CGROUPS = Path("/sys/fs/cgroup")
-LIMITS = ("memory.max", "memory/memory.limit_in_bytes")
+OWN_CGROUP = Path("/proc/self/cgroup")
+LIMITS = ("memory.max", "memory.limit_in_bytes")
 
 
 def total_bytes(mesh: jax.sharding.Mesh | None = None) -> int | None:
@@ -26,10 +28,32 @@ def total_bytes(mesh: jax.sharding.Mesh | None = None) -> int | None:
 
 
 def _host_bytes() -> int | None:
-    limits = [limit for name in LIMITS if (limit := _read_limit(CGROUPS / name)) is not None]
+    limits = [limit for path in _limit_files() if (limit := _read_limit(path)) is not None]
     with contextlib.suppress(AttributeError, OSError, ValueError):  # POSIX only
         limits.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    with contextlib.suppress(ImportError, OSError):  # POSIX only
+        import resource
+
+        for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA):
+            soft, _ = resource.getrlimit(kind)
+            if soft != resource.RLIM_INFINITY:
+                limits.append(soft)
     return min(limits, default=None)
+
+
+def _limit_files() -> Iterator[Path]:
+    """Of the control group this process is in, and of all groups above it."""
+    try:
+        lines = OWN_CGROUP.read_text().splitlines()
+    except OSError:
+        lines = []
+    for line in [*lines, "0::/"]:
+        _, controllers, own = line.split(":", 2)
+        root = CGROUPS / "memory" if "memory" in controllers.split(",") else CGROUPS
+        group = Path(own.lstrip("/"))
+        for folder in (group, *group.parents):
+            for name in LIMITS:
+                yield root / folder / name
 
 
 def _read_limit(path: Path) -> int | None:

@@ -125,7 +125,8 @@ def run_segments(
 
     Raises:
       InputError: for another key, starting state, config, data, federation, version or flag of
-        JAX than the folder's, a folder without a usable checkpoint, or one that another process runs in.
+        JAX than the folder's, a folder without a usable checkpoint, or one that another process
+        runs in.
       OSError: when saving fails, such as on a full disk; what was saved before is kept.
     """
     _validate.check_key(key)

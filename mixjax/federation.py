@@ -136,6 +136,9 @@ def fedavg(
     the defence mixes, it is not forwarded. A round that forwards nothing, or whose aggregate or
     new model is not finite, leaves the model and the optimizer's state as they were.
 
+    `jax_debug_nans` is off inside: losses of absent clients are NaN on purpose, and a client whose
+    training gives NaN is in `Record.excluded`; with `broken="raise"` it is named.
+
     Args:
       local: local training of one client.
       server_optimizer: takes minus the aggregate as gradient; `optax.sgd(1.0)` by default, which
@@ -251,7 +254,9 @@ def fedavg(
     ) -> tuple[FederationState, Record]:
         _validate.check_key(key)
         _axes.check_cohort(data)
-        return play(key, state, data)
+        # records mark absent clients with NaN, and broken updates are counted
+        with jax.debug_nans(False):
+            return play(key, state, data)
 
     # a program of this federation's own: it goes when the federation goes
     @functools.partial(jax.jit, static_argnames="rounds")
@@ -426,7 +431,8 @@ def run(
     _validate.check_positive(rounds, "rounds", integer=True)
     federation.check(state, data, rounds)
     start = state.round
-    state, records = federation.play(key, state, data, rounds)
+    with jax.debug_nans(False):
+        state, records = federation.play(key, state, data, rounds)
     if federation.broken == "raise" and _validate.concrete(records.excluded):
         excluded = np.asarray(records.excluded)
         if excluded.any():

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
@@ -57,6 +58,11 @@ def local_training(
     Guarantees: padded examples are never read, whatever they hold. A client without examples
     returns a zero update.
 
+    Losses that couple examples (batch statistics, contrastive losses) are not supported: the last
+    batch of an epoch is filled up with copies of one example, whose losses are left out, and a
+    scalar loss sees one example at a time. `couples_examples` tells such a loss; use GroupNorm
+    or frozen statistics in place of batch statistics.
+
     Args:
       loss_fn: `(params, batch, key) -> losses`, of shape `[batch]`. A scalar is read as a mean
         over examples and evaluated one example at a time under `vmap`, so that padding can be
@@ -108,7 +114,7 @@ def local_training(
         def epoch(carry: tuple[Params, Any], key: PRNGKey) -> tuple[tuple[Params, Any], Array]:
             order_key, loss_key = jax.random.split(key)
             rows = _shuffled_rows(order_key, data.counts, capacity, steps * size)
-            real = jnp.arange(steps * size) < data.counts
+            real = jnp.arange(steps * size, dtype=data.counts.dtype) < data.counts
             steps_of_epoch: Any = (
                 rows.reshape(steps, size),
                 real.reshape(steps, size),
@@ -123,6 +129,40 @@ def local_training(
         return LocalResult(update, jnp.sum(losses) / (epochs * data.counts).astype(jnp.float32))
 
     return train
+
+
+def couples_examples(loss_fn: LossFn, params: Params, batch: PyTree[Any], key: PRNGKey) -> bool:
+    """Whether the loss of one example depends on the others of its batch, as with BatchNorm.
+
+    On the host, by putting other examples in the place of the first two: the losses of the rest
+    must not change; of a scalar loss, the effects of both changes must add up.
+
+    Args:
+      loss_fn: see `local_training`.
+      params: of the model; where gradients vanish everywhere nothing shows.
+      batch: at least three different examples, `[batch, ...]`.
+      key: of the loss; the same for all batches, so that dropout stays as it is.
+
+    Raises:
+      InputError: for fewer than three examples.
+    """
+    size = _axes.check_client_axis(batch, "the batch", axis="examples")
+    if size < 3:
+        raise _validate.InputError(f"expected at least three examples; got {size}.")
+
+    def losses(first: int, second: int) -> np.ndarray:
+        rows = np.array([first, second, *range(2, size)])
+        changed = jax.tree.map(lambda leaf: jnp.asarray(leaf)[rows], batch)
+        return np.asarray(loss_fn(params, changed, key), np.float64)
+
+    own, one, other, both = losses(0, 1), losses(2, 1), losses(0, 2), losses(2, 2)
+    if own.ndim:
+        gaps = [np.abs(own - one)[1:], np.abs(own - other)[2:], np.abs(own - other)[:1]]
+        gap = max(float(part.max()) for part in gaps)
+    else:
+        gap = float(np.abs(own - one - other + both))
+    # a hundred roundings of float32
+    return bool(gap > 1e-5 * np.abs([own, one, other, both]).max())
 
 
 def _own_randomness(key: PRNGKey, opt_state: Any) -> Any:
@@ -213,9 +253,9 @@ def _shuffled_rows(
     key: PRNGKey, count: Int[Array, ""], capacity: int, length: int
 ) -> Int[Array, " length"]:
     """The `count` real rows in random order, then copies of the first of them."""
-    row = jnp.arange(capacity)
+    row = jnp.arange(capacity, dtype=count.dtype)
     order = jnp.argsort(
         jnp.where(row < count, jax.random.uniform(key, (capacity,), jnp.float32), 2.0)
     )
     order = jnp.pad(order, (0, length - capacity))
-    return jnp.where(jnp.arange(length) < count, order, order[0])
+    return jnp.where(jnp.arange(length, dtype=count.dtype) < count, order, order[0])

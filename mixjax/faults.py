@@ -70,10 +70,10 @@ def is_sound(
     """
     squares = [
         # a product: XLA's CPU back end sums an axis one element after the other
-        jnp.vdot(flat, flat, precision=jax.lax.Precision.HIGHEST)
+        jnp.vdot(flat, flat, precision=jax.lax.Precision.HIGHEST).astype(jnp.float32)
         for flat in (leaf.ravel().astype(wide(leaf.dtype)) for leaf in jax.tree.leaves(update))
     ]
-    square = sum(squares, jnp.zeros((), jnp.float32)).astype(jnp.float32)
+    square = sum(squares, jnp.zeros((), jnp.float32))
     bound = jnp.float32(jnp.finfo(jnp.float32).max / clients**2)
     if max_norm is not None:
         bound = jnp.minimum(bound, jnp.square(jnp.float32(max_norm)))

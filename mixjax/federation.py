@@ -438,7 +438,8 @@ def run(
         if excluded.any():
             done = int(state.round) - int(start)
             client = int(np.asarray(data.ids)[excluded[done]][0])
-            before = jax.tree.map(lambda leaf: leaf[:done], records)
+            with jax.debug_nans(False):
+                before = jax.tree.map(lambda leaf: leaf[:done], records)
             raise BrokenUpdateError(client, int(state.round), state, before)
     return state, records
 

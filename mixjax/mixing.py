@@ -152,7 +152,7 @@ def proxy(list_size: int) -> Mix:
         arrivals = _sort_clients(order_key, active)
         rows = jnp.arange(clients, dtype=jnp.int32)
         slots = _active_first(active)
-        by_rank = jnp.where((rows < jnp.sum(active))[:, None], arrivals[ranks], slots[:, None])
+        by_rank = jnp.where((rows < jnp.sum(active, dtype=jnp.int32))[:, None], arrivals[ranks], slots[:, None])
         return jnp.zeros((clients, units), by_rank.dtype).at[slots].set(by_rank)
 
     return Mix(draw)
@@ -192,6 +192,7 @@ def stream(
     _check_arrivals(arrivals, capacity)
     _memory.check_memory(4 * capacity * units, f"a stream of {capacity} x {units}", "", None)
     draw_key, flush_key = jax.random.split(threefry(key))
+    arrivals = jnp.asarray(arrivals, jnp.int32)
     size = min(list_size, capacity)
     columns = jnp.arange(units)
     lists = jnp.broadcast_to(jnp.arange(size, dtype=jnp.int32)[:, None], (size, units))
@@ -210,12 +211,12 @@ def stream(
 
     held = jnp.minimum(arrivals, size)
     flush_keys = jax.random.split(flush_key, units)
-    order = jax.vmap(_sort_clients, (0, None), out_axes=1)(flush_keys, jnp.arange(size) < held)
+    order = jax.vmap(_sort_clients, (0, None), out_axes=1)(flush_keys, jnp.arange(size, dtype=jnp.int32) < held)
     flushed = jnp.take_along_axis(lists, order, axis=0)
     # rows past the last arrival are overwritten below, whatever the scan left there
     start = arrivals - held
-    emitted = jax.lax.dynamic_update_slice(emitted, flushed, (start, 0))
-    return jnp.where((jnp.arange(capacity) < arrivals)[:, None], emitted, 0)
+    emitted = jax.lax.dynamic_update_slice(emitted, flushed, (start, jnp.int32(0)))
+    return jnp.where((jnp.arange(capacity, dtype=jnp.int32) < arrivals)[:, None], emitted, 0)
 
 
 def apply(origins: Origins, updates: Updates, units: units_lib.Units) -> Updates:

@@ -88,7 +88,9 @@ def random_directions(key: PRNGKey, params: ParamShapes, count: int) -> Directio
     _validate.check_positive(count, "count", integer=True)
     leaves, structure = jax.tree.flatten(params)
     signs = [
-        jax.random.rademacher(one, (count, *leaf.shape), jnp.float32)
+        jnp.where(jax.random.bits(one, (count, *leaf.shape), jnp.uint8) < 128, 1, -1).astype(
+            jnp.float32
+        )
         for one, leaf in zip(jax.random.split(key, len(leaves)), leaves, strict=True)
     ]
     return jax.tree.unflatten(structure, signs)

@@ -152,7 +152,9 @@ def proxy(list_size: int) -> Mix:
         arrivals = _sort_clients(order_key, active)
         rows = jnp.arange(clients, dtype=jnp.int32)
         slots = _active_first(active)
-        by_rank = jnp.where((rows < jnp.sum(active, dtype=jnp.int32))[:, None], arrivals[ranks], slots[:, None])
+        by_rank = jnp.where(
+            (rows < jnp.sum(active, dtype=jnp.int32))[:, None], arrivals[ranks], slots[:, None]
+        )
         return jnp.zeros((clients, units), by_rank.dtype).at[slots].set(by_rank)
 
     return Mix(draw)
@@ -211,7 +213,9 @@ def stream(
 
     held = jnp.minimum(arrivals, size)
     flush_keys = jax.random.split(flush_key, units)
-    order = jax.vmap(_sort_clients, (0, None), out_axes=1)(flush_keys, jnp.arange(size, dtype=jnp.int32) < held)
+    order = jax.vmap(_sort_clients, (0, None), out_axes=1)(
+        flush_keys, jnp.arange(size, dtype=jnp.int32) < held
+    )
     flushed = jnp.take_along_axis(lists, order, axis=0)
     # rows past the last arrival are overwritten below, whatever the scan left there
     start = arrivals - held

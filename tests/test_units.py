@@ -190,8 +190,8 @@ def random_model(seed: int, *leading: int) -> dict[str, object]:
         return jnp.asarray(rng.normal(size=(*leading, *shape)), jnp.float32)
 
     return {
-        "conv": {"kernel": normal(3, 2, 2)},
-        "dense": Dense(normal(4, 3), normal(3)),
+        "conv": {"kernel": normal(5, 2, 2)},
+        "dense": Dense(normal(7, 3), normal(3)),
         "gain": normal(),
     }
 
@@ -205,7 +205,7 @@ GRANULARITIES = [
     "leaf",
     mx.units.chunks(1),
     mx.units.chunks(4),
-    mx.units.chunks(28),
+    mx.units.chunks(40),
     "neurons",
     "coordinates",
     lambda path, shape: np.arange(int(np.prod(shape))).reshape(shape) % 3,
@@ -245,7 +245,7 @@ def test_sums_of_narrow_floats_and_integers_accumulate_in_float32() -> None:
     np.testing.assert_array_equal(dots[:, 0], expected)
 
 
-@pytest.mark.parametrize("granularity", ["layer", "neurons", mx.units.chunks(20)])
+@pytest.mark.parametrize("granularity", ["layer", "neurons", mx.units.chunks(40)])
 def test_dots_and_norms_are_the_same_eager_jitted_and_vmapped(
     granularity: mx.units.Granularity,
 ) -> None:

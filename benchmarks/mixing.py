@@ -1,5 +1,7 @@
 """Materialized mixing and the mean over clients, against memory traffic of the same bytes."""
 
+import functools
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -46,9 +48,50 @@ def passes(updates: Any) -> dict[str, Callable[[], Any]]:
     }
 
 
+GRANULARITIES: dict[str, mx.units.Granularity] = {
+    "layer": "layer",
+    "neurons": "neurons",
+    "chunks(2000)": mx.units.chunks(2000),
+}
+
+
+def granularities(updates: Any) -> list[dict[str, Any]]:
+    """Seconds to compile and to mix, for units of different sizes."""
+    first = jax.tree.map(lambda leaf: leaf[0], updates)
+    clients = jax.tree.leaves(updates)[0].shape[0]
+    programs, records, given = {}, [], [updates]
+    for name, granularity in GRANULARITIES.items():
+        units = mx.units.partition(first, granularity)
+        count = len(units.names)
+        origins = mx.mixing.full_round()(jax.random.key(0), jnp.ones(clients, bool), count)
+        record: dict[str, Any] = {"granularity": name, "units": count}
+        for way, function in (
+            ("mix", jax.jit(mx.mixing.apply, static_argnames="units")),
+            ("mix in place", mx.mixing.apply_in_place),
+        ):
+            started = time.perf_counter()
+            program = function.lower(origins, updates, units=units).compile()
+            record[f"{way}, compile"] = time.perf_counter() - started
+            programs[name, way] = functools.partial(program, origins)
+        records.append(record)
+
+    def run(name: str, way: str) -> Any:
+        mixed = programs[name, way](given[0])
+        if way == "mix in place":
+            given[0] = mixed
+        return mixed
+
+    keys = {f"{name} {way}": (name, way) for name, way in programs}
+    seconds = timing.alternate({key: functools.partial(run, *own) for key, own in keys.items()})
+    for record in records:
+        for way in ("mix", "mix in place"):
+            record[way] = seconds[f"{record['granularity']} {way}"]
+    return records
+
+
 def main() -> None:
-    """Print and save a line for each workload."""
-    timing.keep_freed_memory()
+    """Print and save a line for each workload, and for each granularity of the mlp."""
+    timing.keep_freed_memory(one_arena=True)
     records = []
     for workload, clients in (("cnn", 200), ("mlp", 2000)):
         updates = stacked(workload, clients)
@@ -62,6 +105,15 @@ def main() -> None:
             f"mean at {seconds['read'] / seconds['mean']:.0%} of a read (NumPy's max)"
         )
         records.append({"workload": workload, "clients": clients, "bytes": size} | seconds)
+        if workload == "mlp":
+            for own in granularities(updates):
+                rates = ", ".join(
+                    f"{way} {size / own[way] / 1e9:.2f} GB/s, compiled in "
+                    f"{own[f'{way}, compile']:.2f} s"
+                    for way in ("mix", "mix in place")
+                )
+                print(f"  {own['granularity']}, {own['units']} units: {rates}")
+                records.append({"workload": workload, "clients": clients, "bytes": size} | own)
     timing.save("mixing", records)
 
 

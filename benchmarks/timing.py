@@ -13,15 +13,19 @@ import jax
 from benchmarks import RESULTS
 
 
-def keep_freed_memory() -> None:
+def keep_freed_memory(*, one_arena: bool = False) -> None:
     """Let glibc's malloc reuse large blocks instead of giving each back to the kernel.
 
-    Otherwise a pass over fresh memory measures page faults. The peer programs do the same.
+    Otherwise a pass over fresh memory measures page faults. The peer programs do the same. XLA
+    runs programs with loops on a thread of their own, which reuses memory if all threads share
+    one arena.
     """
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
         libc.mallopt(-3, 1 << 30)
         libc.mallopt(-1, 2**31 - 1)
+        if one_arena:
+            libc.mallopt(-8, 1)
 
 
 def alternate(functions: dict[str, Callable[[], Any]], repeats: int = 9) -> dict[str, float]:

@@ -13,7 +13,10 @@ from mixjax._labels import FEW_RUNS, Labels
 from mixjax.types import Origins
 
 BLOCK_BYTES = 2**20
-"""Columns of a stack that fit a core's cache together: by label, rows are read at random."""
+"""Columns of a stack that fit a core's cache together: by label, rows are read at random.
+
+On two CPU cores blocks move 2 GB/s, a gather of all elements at once 0.3 (benchmarks/mixing.py).
+"""
 
 
 def take(leaf: Array, origins: Origins, labels: Labels) -> Array:

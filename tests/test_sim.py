@@ -21,7 +21,7 @@ mix_statistics = jax.jit(sim.mix_statistics)
 apply = jax.jit(mx.mixing.apply, static_argnums=2)
 GRANULARITIES = [
     *("model", "layer", "leaf", "neurons", "coordinates"),
-    *(mx.units.chunks(5), mx.units.chunks(15), lambda path: path[0][0]),
+    *(mx.units.chunks(5), mx.units.chunks(25), lambda path: path[0][0]),
 ]
 
 
@@ -36,7 +36,7 @@ def model_stack(seed: int, count: int) -> dict[str, Any]:
     def normal(*shape: int) -> jax.Array:
         return jnp.asarray(rng.normal(size=(count, *shape)), jnp.float32)
 
-    return {"conv": {"w": normal(3, 2)}, "dense": Dense(normal(4, 3), normal(3)), "gain": normal()}
+    return {"conv": {"w": normal(3, 2)}, "dense": Dense(normal(6, 3), normal(3)), "gain": normal()}
 
 
 def first(tree: Any) -> Any:

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, PyTree
 
-from mixjax import _axes, _memory, _validate, aggregation, defences, faults, mixing, rounds
+from mixjax import _axes, _begin, _validate, aggregation, defences, faults, mixing, rounds
 from mixjax import measures as measures_lib
 from mixjax import participation as participation_lib
 from mixjax import units as units_lib
@@ -266,7 +266,7 @@ def fedavg(
         return jax.lax.scan(lambda state, _: step(key, state, data), state, length=rounds)
 
     def check(state: FederationState, data: ClientData, rounds: int = 1) -> None:
-        _check(parts, state, data, rounds)
+        _begin.check(parts, state, data, rounds)
 
     return Federation(init, step, play_rounds, check, broken)
 
@@ -364,48 +364,6 @@ def play_round(
     return after, record
 
 
-def _check_state(parts: Parts, state: Any) -> None:
-    if not isinstance(state, FederationState):
-        raise _validate.InputError(
-            f"expected a state of this federation; got {type(state).__name__}. Make one with "
-            "federation.init(params)."
-        )
-    own = jax.eval_shape(parts.optimizer.init, state.params)
-    came = _validate.form(state.opt_state)
-    if came != _validate.form(own):
-        raise _validate.InputError(
-            f"expected a state of this federation, whose optimizer keeps {_validate.form(own)}; "
-            f"got {came}. Make one with this federation's init(params)."
-        )
-
-
-def _check(parts: Parts, state: FederationState, data: ClientData, count: int) -> None:
-    """Refuse, on the host, what a run of so many rounds can't serve."""
-    _check_state(parts, state)
-    _check_participants(data)
-    units = units_lib.partition(state.params, parts.granularity)
-    active = data.active & (data.counts > 0)
-    clients, columns = active.shape[0], len(units.names)
-    _memory.check_stack_memory(
-        state.params,
-        clients,
-        parts.chunk_size,
-        parts.mesh,
-        stacks=parts.stacked * (1 + (count if parts.keep_updates else 1)),
-        advice="aggregation.mean without keep_updates makes no stack of updates. Or run fewer "
-        "rounds at once, or fewer clients.",
-    )
-    if _validate.concrete(active):
-        if int(np.sum(np.asarray(active))) < parts.mix.least:
-            _axes.check_mixable(active, clients)
-        # a draw on the host, to be looked at
-        with jax.ensure_compile_time_eval():
-            _, origins = mixing.next_draw(
-                parts.mix, jax.random.key(0), state.memories.mix, active, columns
-            )
-            _axes.check_permutations(origins, active, columns)
-
-
 def run(
     key: PRNGKey, federation: Federation, state: FederationState, data: ClientData, rounds: int
 ) -> tuple[FederationState, Record]:
@@ -442,13 +400,3 @@ def run(
                 before = jax.tree.map(lambda leaf: leaf[:done], records)
             raise BrokenUpdateError(client, int(state.round), state, before)
     return state, records
-
-
-def _check_participants(data: Any) -> None:
-    _axes.check_cohort(data)
-    if _validate.concrete(data.active) and _validate.concrete(data.counts):
-        present = np.asarray(data.active) & (np.asarray(data.counts) > 0)
-        if not np.any(present):
-            raise _validate.InputError(
-                "expected at least one active client with examples; got none."
-            )

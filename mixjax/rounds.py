@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree, UInt32
 
@@ -88,7 +89,7 @@ def client_keys(key: PRNGKey, client_id: Int[Array, ""] | int) -> ClientKeys:
     return ClientKeys(*jax.random.split(cohort.client_key(key, client_id)))
 
 
-def attack_keys(seed: UInt32[Array, ""], number: Int[Array, ""] | int) -> AttackKeys:
+def attack_keys(seed: UInt32[Array, ""] | np.uint32, number: Int[Array, ""] | int) -> AttackKeys:
     """The attack's keys of round `number`, from the attack's own seed."""
     return AttackKeys(*jax.random.split(jax.random.fold_in(jax.random.key(seed), number)))
 

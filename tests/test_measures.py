@@ -10,7 +10,7 @@ import pytest
 import mixjax as mx
 
 CLIENTS = 7
-GRANULARITIES = ["model", "layer", "leaf", mx.units.chunks(5)]
+GRANULARITIES = ["model", "layer", "leaf", mx.units.chunks(5), "neurons", "coordinates"]
 
 
 def stack(seed: int, count: int = CLIENTS) -> Any:

@@ -47,11 +47,12 @@ DEFINED = {
     "attacks.membership": "scores unit_scores",
     "attacks.sim": "Statistics Terms active circumcenter cosine direction_squared_norms directions "
     "measure mix_statistics observe passive scores statistics unit_cosine",
-    "checkpoint": "check_config exclusive latest restore run run_segments stop_on_signals",
-    "client": "LocalResult LocalTraining LossFn local_training per_example_losses streamed",
+    "checkpoint": "check_config exclusive latest restore run run_segments",
+    "client": "LocalResult LocalTraining LossFn check_result couples_examples local_training "
+    "per_example_losses streamed",
     "cohort": "client_key default_chunk_size fold run zero_unless",
     "data": "Attribute ClientData Dataset Examples dirichlet iid pad pool preference_groups "
-    "prefetched stack take unstack",
+    "stack take unstack",
     "datasets": "",
     "datasets.cifar10": "cifar10",
     "datasets.fashion_mnist": "fashion_mnist",
@@ -81,11 +82,15 @@ DEFINED = {
     "choose_tree client_keys first_memories forward observe prepare round_keys seed_of_model "
     "take_step train weigh zero_rows",
     "sharding": "clients_mesh use_host_devices",
-    "types": "floating times wide",
+    "types": "floating threefry times wide",
     "units": "Chunks Units chunks describe dots parameter_counts partition squared_norms",
 }
 
-PASSED_ON = {"checkpoint": ["replacing"]}
+PASSED_ON = {
+    "checkpoint": ["replacing", "stop_on_signals"],
+    "data": ["prefetched"],
+    "units": ["Labels"],
+}
 """What a module makes public that a private one defines."""
 
 

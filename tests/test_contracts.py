@@ -1,0 +1,132 @@
+"""A part that breaks its contract is refused in a sentence when the run begins."""
+
+import dataclasses
+from typing import Any
+
+import jax.numpy as jnp
+import pytest
+from test_components import (
+    CLIENTS,
+    KEY,
+    LOCAL,
+    PARAMS,
+    cohort,
+    lazy,
+    longest,
+    reads_updates,
+    smoothed,
+)
+
+import mixjax as mx
+
+
+def everyone_gets_client_0(key: Any, active: Any, units: int) -> Any:
+    return jnp.zeros((active.shape[0], units), jnp.int32)
+
+
+def a_vector(key: Any, active: Any, units: int) -> Any:
+    return jnp.arange(active.shape[0])
+
+
+def moves_the_absent(key: Any, active: Any, units: int) -> Any:
+    return jnp.tile(jnp.arange(active.shape[0])[::-1, None], (1, units))
+
+
+def mixed_by(draw: Any) -> Any:
+    return {"defence": mx.defences.Defence(mx.defences.none().perturb, draw)}
+
+
+def attacked_by(**functions: Any) -> Any:
+    return {"attack": longest()._replace(**functions)}
+
+
+REFUSALS: dict[str, tuple[Any, str]] = {
+    "a mix that forwards one to all": (
+        mixed_by(everyone_gets_client_0),
+        r"permutes the active clients in each column.*unit 0 got \[0, 0, 0, 0, 0, 0\]",
+    ),
+    "a vector for a matrix": (mixed_by(a_vector), r"origins of shape \[6, 2\].*got int32\[6\]"),
+    "a mix that moves the absent": (
+        mixed_by(moves_the_absent), "leaves the others in their slots",
+    ),
+    "a mix of another signature": (
+        mixed_by(lambda key, active: active), r"function of \(key, active, units\); got .*\(key, ",
+    ),
+    "a mix with memory of another signature": (
+        mixed_by(dataclasses.replace(lazy(), draw=mx.mixing.full_round().draw)),
+        r"a function of \(key, memory, active, units\)",
+    ),
+    "a mix that forgets its memory": (
+        mixed_by(dataclasses.replace(lazy(), draw=lambda key, memory, active, units: active)),
+        r"mix.draw to return \(memory, origins\)",
+    ),
+    "a mix that needs nobody": (
+        mixed_by(dataclasses.replace(lazy(), least=0)), "least of a mix to be .* at least 1; got 0",
+    ),
+    "an attack that reads updates unasked": (
+        attacked_by(observe=reads_updates),
+        r"reads observation.updates and did not ask for them. Build it with `updates=True`",
+    ),
+    "an attack that reads measures unasked": (
+        attacked_by(measure=None), r"reads observation.measures and .* Give it a `measure`",
+    ),
+    "an observe of another signature": (
+        attacked_by(observe=lambda observation: observation),
+        r"attack.observe, a function of \(key, memory, probe, observation\); got one of \(observ",
+    ),
+    "no observe": (attacked_by(observe=None), "expected attack.observe; got None"),
+    "an observe that forgets its memory": (
+        attacked_by(observe=lambda key, memory, probe, observation: memory),
+        r"attack.observe to return \(memory, findings\); got",
+    ),
+    "a memory that grows": (
+        attacked_by(
+            observe=lambda key, memory, probe, observation: (jnp.append(memory, 0.0), memory)
+        ),
+        r"a memory like the one it got, float32\[6, 2\]; got float32\[13\]",
+    ),
+    "a measure of whole updates": (
+        attacked_by(measure=lambda probe, units, update: jnp.ones(())),
+        r"attack.measure to return arrays \[2, ...\], a row for each unit; got",
+    ),
+    "a probe that is none": (
+        attacked_by(prepare=lambda key, memory, params, local: params),
+        "attack.prepare to return an attacks.Probe; got dict",
+    ),
+    "a probe of another model": (
+        attacked_by(
+            prepare=lambda key, memory, params, local: mx.attacks.Probe(params["in"])
+        ),
+        "attack.prepare to send a model like the server's",
+    ),
+    "an attack that is none": ({"attack": "passive"}, "an attack such as .*; got 'passive'"),
+    "local training of another signature": (
+        {"local": lambda params, data: params}, r"a function of \(key, params, data\); got one of",
+    ),
+    "a participation of another signature": (
+        {"participation": lambda data: data.active}, r"a function of \(key, number, data\)",
+    ),
+    "an aggregation of another signature": (
+        {"aggregate": lambda updates: updates}, r"a function of \(updates, active\); got one of",
+    ),
+    "an aggregation that forgets its memory": (
+        {"aggregate": dataclasses.replace(
+            smoothed(additive=True), reduce=lambda key, memory, updates, active: active
+        )},
+        r"aggregate to return \(memory, an aggregate\)",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("name", REFUSALS)
+def test_a_part_that_breaks_its_contract_is_refused(name: str) -> None:
+    options, message = REFUSALS[name]
+    data = cohort()._replace(active=jnp.arange(CLIENTS) != 5) if "absent" in name else cohort()
+
+    def begin() -> None:
+        fed = mx.federation.fedavg(**{"local": LOCAL} | options)
+        mx.federation.run(KEY, fed, fed.init(PARAMS, CLIENTS), data, 1)
+
+    with pytest.raises(mx.InputError, match=message):
+        begin()

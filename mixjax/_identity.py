@@ -96,9 +96,12 @@ def _callable(value: Any, above: tuple[int, ...]) -> Any:
         }
     if isinstance(value, MethodType):
         return {"of": _describe(value.__func__, above), "self": _describe(value.__self__, above)}
+    # what a decorator such as jax.jit wraps is what counts
+    inner = getattr(value, "__wrapped__", None)
+    if inner is not None:
+        return _describe(inner, above)
     if not isinstance(value, FunctionType):
-        inner = getattr(value, "__wrapped__", None)
-        return None if inner is None else _describe(inner, above)
+        return None
     held: dict[str, Any] = {}
     for name, cell in zip(value.__code__.co_freevars, value.__closure__ or (), strict=True):
         try:

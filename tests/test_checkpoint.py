@@ -1,9 +1,11 @@
 """A run in segments is the run in one; stopped, changed and damaged runs."""
 
 import functools
+import logging
 import os
 import shutil
 import stat
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -330,12 +332,15 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
         run(tmp_path / "thesis.tex")
 
 
-def test_records_of_another_federation_do_not_join(copy: Path) -> None:
-    optimizer = optax.chain(dither(), optax.sgd(1.0, momentum=0.5))
-    unattacked = mx.federation.fedavg(LOCAL, server_optimizer=optimizer)
-    message = r"shaped like those of earlier.*, \d+ arrays \[\[4\].*; got \d+ arrays \[\[4\]"
+def test_records_of_another_shape_do_not_join(tmp_path: Path) -> None:
+    def advance(width: int) -> Callable[[Any, int], Any]:
+        return lambda state, rounds: (state + rounds, jnp.zeros((rounds, width, 2)))
+
+    start = jnp.int32(0)
+    mx.checkpoint.run_segments(tmp_path, KEY, advance(4), start, 2, every=1)
+    message = r"shaped like those of earlier.*, 1 arrays \[\[4, 2\]\].*; got 1 arrays \[\[5, 2\]\]"
     with pytest.raises(mx.InputError, match=message):
-        run(copy, 7, unattacked)
+        mx.checkpoint.run_segments(tmp_path, KEY, advance(5), start, 4, every=1)
 
 
 def test_a_folder_in_use_is_refused_and_left_as_it_is(copy: Path) -> None:
@@ -348,3 +353,145 @@ def test_a_folder_in_use_is_refused_and_left_as_it_is(copy: Path) -> None:
     assert contents(copy) == before
     run(copy, 7)
     assert mx.checkpoint.latest(copy) == 7
+
+
+def swap_records(folder: Path) -> None:
+    one, other = sorted((folder / "records").iterdir())[:2]
+    content = one.read_bytes()
+    one.write_bytes(other.read_bytes())
+    other.write_bytes(content)
+
+
+def shorten_records(folder: Path) -> None:
+    path = min((folder / "records").iterdir())
+    with np.load(path) as file:
+        arrays = [file[name][:1] for name in file.files]
+    with path.open("wb") as file:
+        np.savez(file, *arrays)
+
+
+def replace_records_by_another_runs(folder: Path) -> None:
+    other = folder.parent / "other"
+    run(other, key=jax.random.key(4))
+    name = min(path.name for path in (folder / "records").iterdir())
+    shutil.copyfile(other / "records" / name, folder / "records" / name)
+
+
+@pytest.mark.parametrize("damage", [swap_records, shorten_records, replace_records_by_another_runs])
+def test_records_that_are_not_the_ones_written_are_refused(
+    damage: Callable[[Path], None], copy: Path
+) -> None:
+    damage(copy)
+    with pytest.raises(mx.InputError, match=r"no good checkpoint in .*\n.*incomplete or damaged"):
+        run(copy)
+
+
+@pytest.mark.parametrize(
+    "stray",
+    [
+        "states/._00000002.json",
+        "states/00000002 (copy).json",
+        "states/notes.txt",
+        "records/._00000000-00000002.npz",
+        "records/backup.npz",
+        ".DS_Store",
+        "._records",
+    ],
+)
+def test_files_of_other_programs_are_passed_over_and_left(stray: str, copy: Path) -> None:
+    path = copy / stray
+    path.write_bytes(b"\0\5\x16\7")
+    assert mx.checkpoint.latest(copy) == ROUNDS
+    like = federation().init(PARAMS)
+    assert mx.checkpoint.restore(copy, KEY, like)[2] == ROUNDS
+    assert_equal(run(copy), whole())
+    run(copy, ROUNDS + 1)
+    assert path.exists()
+
+
+def test_a_relative_folder_can_be_restored(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(copy.parent)
+    assert mx.checkpoint.restore(copy.name, KEY, federation().init(PARAMS))[2] == ROUNDS
+
+
+def other_federations() -> dict[str, mx.federation.Federation]:
+    def fed(local: Any = LOCAL, **options: Any) -> mx.federation.Federation:
+        parts = {
+            "server_optimizer": optax.chain(dither(), optax.sgd(1.0, momentum=0.5)),
+            "defence": mx.defences.mixnn(),
+            "attack": mx.attacks.sim.passive(mx.data.take(cohort(), [0, 1])),
+        }
+        return mx.federation.fedavg(local, **parts | options)
+
+    faster = mx.client.local_training(loss_fn, optax.sgd(0.2), batch_size=2)
+    larger = mx.client.local_training(loss_fn, optax.sgd(0.1), batch_size=3)
+    other_people = mx.attacks.sim.passive(mx.data.take(cohort(), [0, 2]))
+    noise = mx.defences.compose(mx.defences.noisy_gradient(0.1), mx.defences.mixnn())
+    return {
+        "the same": fed(),
+        "another learning rate": fed(faster),
+        "another batch size": fed(larger),
+        "no defence": fed(defence=mx.defences.none()),
+        "noise": fed(defence=noise),
+        "other weights": fed(weighting="uniform"),
+        "a bound": fed(max_norm=3.0),
+        "other participants": fed(participation=mx.participation.uniform(3)),
+        "another server": fed(attack=other_people),
+        "another policy": fed(broken="raise"),
+    }
+
+
+@pytest.mark.parametrize("name", other_federations())
+def test_another_federation_is_refused_with_the_difference(name: str, copy: Path) -> None:
+    fed = other_federations()[name]
+    if name == "the same":
+        run(copy, 7, fed)
+        return
+    with pytest.raises(mx.InputError, match=r"the federation that [^\n]*\n[^\n]* there, .* now"):
+        run(copy, 7, fed)
+
+
+def test_other_flags_of_jax_are_refused(copy: Path) -> None:
+    refused = pytest.raises(
+        mx.InputError, match=r"default_matmul_precision: null there, .*bfloat16"
+    )
+    with jax.default_matmul_precision("bfloat16"), refused:
+        run(copy, 7)
+
+
+def test_a_checkpoint_of_another_format_is_told(copy: Path) -> None:
+    for path in (copy / "states").glob("*.json"):
+        path.write_text(path.read_text().replace('"version": 2', '"version": 1'))
+    with pytest.raises(mx.InputError, match="its format is of version 1, not 2"):
+        run(copy)
+
+
+def test_a_folder_that_vanishes_is_not_said_to_be_kept(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+
+    def advance(state: Any, rounds: int) -> Any:
+        if not isinstance(state, jax.core.Tracer) and state == 4:
+            shutil.rmtree(folder)
+        return state + rounds, state + jnp.arange(rounds)
+
+    with pytest.raises(OSError, match="what was saved before is gone too"):
+        mx.checkpoint.run_segments(folder, KEY, advance, jnp.int32(0), 8, every=2)
+
+
+def test_threads_that_save_leave_the_log_as_it_was(tmp_path: Path) -> None:
+    logger = logging.getLogger("absl")
+    before = (logger.disabled, list(logger.filters))
+
+    def save(number: int) -> None:
+        def advance(state: Any, rounds: int) -> Any:
+            return state + rounds, state + jnp.arange(rounds)
+
+        folder = tmp_path / str(number)
+        mx.checkpoint.run_segments(folder, KEY, advance, jnp.int32(0), 4 + number, every=1)
+
+    threads = [threading.Thread(target=save, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (logger.disabled, list(logger.filters)) == before

@@ -1,9 +1,12 @@
 """A part that breaks its contract is refused in a sentence when the run begins."""
 
 import dataclasses
+import pickle
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+import optax
 import pytest
 from test_components import (
     CLIENTS,
@@ -130,3 +133,110 @@ def test_a_part_that_breaks_its_contract_is_refused(name: str) -> None:
 
     with pytest.raises(mx.InputError, match=message):
         begin()
+
+
+def begin(state: Any = None, **options: Any) -> Any:
+    fed = mx.federation.fedavg(**{"local": LOCAL} | options)
+    state = fed.init(PARAMS) if state is None else state
+    return mx.federation.run(KEY, fed, state, cohort(), 1)
+
+
+def with_leaf(leaf: Any) -> Any:
+    return {**PARAMS, "extra": {"leaf": leaf}}
+
+
+def start(**options: Any) -> Any:
+    return mx.federation.fedavg(LOCAL, **options).init(PARAMS)
+
+
+def train(optimizer: Any) -> Any:
+    return mx.client.local_training(lambda p, b, k: b["y"], optimizer, batch_size=2)
+
+
+def explicit_mesh() -> jax.sharding.Mesh:
+    kinds = (jax.sharding.AxisType.Explicit,)
+    return jax.make_mesh((2,), ("clients",), axis_types=kinds)
+
+
+SLIPS: dict[str, tuple[Any, str]] = {
+    "an optimizer that was not called": (
+        lambda: train(optax.sgd), "an optax optimizer such as .*; got the function sgd: call it",
+    ),
+    "no optimizer": (lambda: train(None), "an optax optimizer such as .*; got None"),
+    "a server optimizer that was not called": (
+        lambda: begin(server_optimizer=optax.adam), "got the function adam: call it",
+    ),
+    "local training that returns a tuple": (
+        lambda: begin(local=lambda k, p, d: (p, jnp.float32(0))),
+        "return a client.LocalResult.*; got tuple",
+    ),
+    "local training that returns the update alone": (
+        lambda: begin(local=lambda k, p, d: p), "return a client.LocalResult.*; got dict",
+    ),
+    "an update of another structure": (
+        lambda: begin(local=lambda k, p, d: mx.client.LocalResult(p["in"], jnp.float32(0))),
+        "an update with the structure of the model",
+    ),
+    "an update of another shape": (
+        lambda: begin(
+            local=lambda k, p, d: mx.client.LocalResult(
+                jax.tree.map(lambda leaf: leaf[..., :1], p), jnp.float32(0)
+            )
+        ),
+        r"an update shaped like the model; got \('in', 'b'\): \(1,\) against \(4,\)",
+    ),
+    "an update of another shape from a cohort": (
+        lambda: mx.cohort.run(
+            KEY, PARAMS, cohort(), lambda k, p, d: mx.client.LocalResult(p["in"], 0.0)
+        ),
+        "an update with the structure of the model",
+    ),
+    "the model in place of the state": (
+        lambda: begin(state=PARAMS), r"a state of this federation; got dict.*federation.init",
+    ),
+    "the state of another optimizer": (
+        lambda: begin(state=start(), server_optimizer=optax.adam(0.1)),
+        "a state of this federation, whose optimizer keeps",
+    ),
+    "the state in place of the model": (
+        lambda: mx.federation.fedavg(LOCAL).init(start()), "got a FederationState. Pass state.par",
+    ),
+    "an aggregate of another structure": (
+        lambda: begin(aggregate=lambda updates, active: updates["in"]),
+        "an aggregate shaped like one update",
+    ),
+    "an aggregate that is still a stack": (
+        lambda: begin(aggregate=lambda updates, active: updates), "shaped like one update",
+    ),
+    "a counter among the parameters": (
+        lambda: mx.federation.fedavg(LOCAL).init(with_leaf(jnp.int32(3))),
+        r"that have a gradient; got int32 at \('extra', 'leaf'\)",
+    ),
+    "a mask among the parameters": (
+        lambda: mx.cohort.run(KEY, with_leaf(jnp.ones(2, bool)), cohort(), LOCAL),
+        r"that have a gradient; got bool at \('extra', 'leaf'\)",
+    ),
+    "a key among the parameters": (
+        lambda: mx.federation.fedavg(LOCAL).init(with_leaf(KEY)), r"\('extra', 'leaf'\)",
+    ),
+    "a mesh of explicit axes": (
+        lambda: mx.cohort.run(KEY, PARAMS, cohort(), LOCAL, mesh=explicit_mesh()),
+        r"axes are of type Auto; got .*sharding.clients_mesh\(\)",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("name", SLIPS)
+def test_a_slip_of_a_first_script_is_refused(name: str) -> None:
+    slip, message = SLIPS[name]
+    with pytest.raises(mx.InputError, match=message):
+        slip()
+
+
+def test_an_error_about_a_client_crosses_a_process_border() -> None:
+    state = mx.federation.FederationState({"a": jnp.ones(2)}, (), jnp.int32(4))
+    error = mx.BrokenUpdateError(41, 4, state, None)
+    back = pickle.loads(pickle.dumps(error))
+    assert (back.client, back.round, str(back)) == (41, 4, str(error))
+    assert int(back.state.round) == 4

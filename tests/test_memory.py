@@ -1,5 +1,7 @@
 """What can't fit is refused before it is compiled, with the bytes and a way out."""
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +76,40 @@ def test_the_limit_of_a_container_counts(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert _memory.total_bytes() == host
     (tmp_path / "memory.max").write_text("1048576\n")
     assert _memory.total_bytes() == _memory.total_bytes(mx.sharding.clients_mesh(2)) == 2**20
+
+
+def test_the_limit_of_the_jobs_own_group_and_of_those_above_counts(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(_memory, "CGROUPS", tmp_path)
+    monkeypatch.setattr(_memory, "OWN_CGROUP", tmp_path / "cgroup")
+    job = tmp_path / "slurm" / "job_7"
+    job.mkdir(parents=True)
+    (tmp_path / "cgroup").write_text("0::/slurm/job_7\n")
+    (job / "memory.max").write_text("1048576\n")
+    assert _memory.total_bytes() == 2**20
+    (job / "memory.max").write_text("max\n")
+    (job.parent / "memory.max").write_text("2097152\n")
+    assert _memory.total_bytes() == 2**21
+    # the first version of control groups
+    (tmp_path / "cgroup").write_text("5:cpu:/\n4:memory:/slurm/job_7\n")
+    old = tmp_path / "memory" / "slurm" / "job_7"
+    old.mkdir(parents=True)
+    (old / "memory.limit_in_bytes").write_text("4194304\n")
+    assert _memory.total_bytes() == 2**22
+
+
+def test_the_limits_of_the_process_count() -> None:
+    program = (
+        "import resource\n"
+        "from mixjax import _memory\n"
+        "for kind in (resource.RLIMIT_DATA, resource.RLIMIT_AS):\n"
+        "    hard = resource.getrlimit(kind)[1]\n"
+        "    resource.setrlimit(kind, (6 << 30, hard))\n"
+        "    assert _memory.total_bytes() <= 6 << 30\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.usefixtures("unchecked")

@@ -115,3 +115,66 @@ def test_saving_leaves_no_threads_and_no_files_open(tmp_path: Path) -> None:
     assert len(os.listdir("/proc/self/fd")) <= opened
     assert len(list(tmp_path.glob("records/*"))) == 20
     assert len(list(tmp_path.glob("states/*.json"))) == 2
+
+
+@pytest.mark.usefixtures("heard")
+def test_a_signal_in_the_last_segment_saves_and_leaves(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    advance = eager(counting([signal.SIGTERM], 8))
+    with pytest.raises(SystemExit) as left:
+        mx.checkpoint.run_segments(tmp_path, KEY, advance, np.int32(0), 10, every=2)
+    assert left.value.code == 128 + signal.SIGTERM
+    assert "stopped after round 10 of 10" in capsys.readouterr().err
+    assert mx.checkpoint.latest(tmp_path) == 10
+
+
+@pytest.mark.usefixtures("heard")
+def test_a_signal_that_nobody_asked_about_is_raised_again() -> None:
+    heard: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: heard.append(number))
+    try:
+        with mx.checkpoint.stop_on_signals("finishing"):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.2)
+        assert heard == [signal.SIGTERM]
+        with mx.checkpoint.stop_on_signals("finishing") as stopped:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.2)
+            assert stopped() == signal.SIGTERM
+        assert heard == [signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.parametrize("number", [signal.SIGALRM, signal.SIGUSR1, signal.SIGWINCH])
+def test_other_signals_stay_the_callers(number: int, tmp_path: Path) -> None:
+    heard: list[int] = []
+    before = signal.signal(number, lambda number, _: heard.append(number))
+    try:
+        advance = eager(counting([number], 4))
+        state, _ = mx.checkpoint.run_segments(tmp_path, KEY, advance, np.int32(0), 10, every=2)
+    finally:
+        signal.signal(number, before)
+    assert state == 10
+    assert heard == [number]
+
+
+@pytest.mark.usefixtures("heard")
+def test_a_forked_childs_signals_are_its_own() -> None:
+    program = """
+import os, signal, time
+from mixjax import checkpoint
+with checkpoint.stop_on_signals("finishing") as stopped:
+    child = os.fork()
+    if not child:
+        time.sleep(60)
+        os._exit(0)
+    time.sleep(0.3)
+    os.kill(child, signal.SIGTERM)
+    _, status = os.waitpid(child, 0)
+    time.sleep(0.2)
+    print(os.WTERMSIG(status), stopped())
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout == f"{int(signal.SIGTERM)} 0\n", done.stderr

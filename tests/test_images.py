@@ -16,6 +16,7 @@ import mixjax as mx
 from experiments import planted
 from mixjax.datasets import _files, _images, _prepared
 from mixjax.datasets.cifar10 import GROUPS as CIFAR10_GROUPS
+from mixjax.datasets.cifar10 import MOST, SHAPE
 from mixjax.datasets.fashion_mnist import GROUPS as FASHION_GROUPS
 
 tfds = pytest.importorskip("tensorflow_datasets")
@@ -332,7 +333,7 @@ REFUSED: dict[str, tuple[str, Callable[[Path], Any], str]] = {
     "cut in its header": (
         IMAGES,
         lambda path: path.write_bytes(gzip.compress(header(0x803, 600))),
-        "0 values in .*; got -8: it is cut",
+        "header of 16 bytes in .*; got 8: it is cut",
     ),
     "of another size": (
         IMAGES,
@@ -380,7 +381,7 @@ def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
 @pytest.mark.skipif(REAL is None, reason="MIXJAX_DATA_DIR names no folder of TensorFlow Datasets")
 def test_the_real_cifar10_is_read_whole(tmp_path: Path) -> None:
     builder = _prepared.builder("cifar10", "3.0.2", REAL, download=False)
-    train, test = _prepared.images(builder, tmp_path)
+    train, test = _prepared.images(builder, tmp_path, SHAPE, MOST)
     for images, each in ((train, 5000), (test, 1000)):
         np.testing.assert_array_equal(np.bincount(images.labels), [each] * 10)
     assert train.images.shape == (50_000, 32, 32, 3)

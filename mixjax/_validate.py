@@ -111,13 +111,12 @@ def check_real(tree: Any, what: str = "updates") -> None:
 
 def check_integers_fit(tree: Any, what: str) -> None:
     """Refuse integers of 64 bits on the host that JAX would wrap around to 32 without a word."""
-    if jax.config.jax_enable_x64:
-        return
     for name, leaf in named_leaves(tree):
-        host = isinstance(leaf, (np.ndarray, np.generic))
-        if not host or leaf.dtype.kind not in "iu" or leaf.dtype.itemsize < 8:
+        host = isinstance(leaf, (np.ndarray, np.generic)) and leaf.dtype.kind in "iu"
+        dtype = jax.dtypes.canonicalize_dtype(leaf.dtype) if host else None
+        if dtype is None or dtype == leaf.dtype:
             continue
-        bounds = np.iinfo(np.int32 if leaf.dtype.kind == "i" else np.uint32)
+        bounds = np.iinfo(dtype)
         ends = (leaf.min(), leaf.max()) if leaf.size else ()
         outside = [end for end in ends if not bounds.min <= end <= bounds.max]
         if outside:

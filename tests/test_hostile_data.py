@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import shutil
 import struct
 import sys
 import tracemalloc
@@ -295,6 +296,19 @@ def test_broken_descriptions_are_named(tmp_path: Path, name: str, text: str) -> 
         mx.datasets.cifar10(data_dir=tmp_path)
 
 
+@pytest.mark.parametrize("kind", ["Text", "a set of one feature"])
+def test_no_text_is_taken_for_an_image(kind: str, tmp_path: Path) -> None:
+    """A path among the examples would be opened."""
+    folder = planted.cifar10(tmp_path, train=1, test=1) / "cifar10" / "3.0.2"
+    content = json.loads((folder / "features.json").read_text())
+    features = content["featuresDict"]["features"]
+    features["image"] = features["id"]
+    chosen = content if kind == "Text" else features["id"]
+    (folder / "features.json").write_text(json.dumps(chosen))
+    with pytest.raises(mx.InputError, match=r"'image' of .* to be Image; got (Text|NoneType)\."):
+        mx.datasets.cifar10(data_dir=tmp_path, cache_dir=tmp_path / "cache")
+
+
 def test_labels_that_are_no_classes_are_refused(tmp_path: Path) -> None:
     import tensorflow_datasets as tfds
 
@@ -305,5 +319,10 @@ def test_labels_that_are_no_classes_are_refused(tmp_path: Path) -> None:
     pixels = np.zeros((32, 32, 3), np.uint8)
     one = [(0, {"image": planted.encoded(pixels), "label": 2**32 + 1})]
     planted.prepare(tmp_path, "cifar10", "3.0.2", features, {"train": one, "test": one})
+    with pytest.raises(mx.InputError, match=r"'label' of .* to be ClassLabel; got Scalar"):
+        mx.datasets.cifar10(data_dir=tmp_path, cache_dir=tmp_path / "cache")
+    right = planted.cifar10(tmp_path / "right", train=1, test=1) / "cifar10" / "3.0.2"
+    for name in ("features.json", "label.labels.txt"):
+        shutil.copy(right / name, tmp_path / "cifar10" / "3.0.2" / name)
     with pytest.raises(mx.InputError, match=r"labels in 0..9 of cifar10 train; got 4294967297"):
         mx.datasets.cifar10(data_dir=tmp_path, cache_dir=tmp_path / "cache")

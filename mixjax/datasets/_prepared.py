@@ -105,8 +105,11 @@ def _class_names(content: Any) -> Iterator[str]:
             yield from _class_names(inner)
 
 
-def source(builder: Any, split: str, most: int) -> Any:
-    """Random access to a split's examples, at most so many, with images as they are encoded."""
+def source(builder: Any, split: str, most: int, label: str) -> Any:
+    """Random access to a split's examples, at most so many, with images as they are encoded.
+
+    `label` is the kind of feature that labels are.
+    """
     folder = builder.data_dir
     if split not in builder.info.splits:
         raise _validate.InputError(
@@ -119,21 +122,36 @@ def source(builder: Any, split: str, most: int) -> Any:
             f"expected the file {missing[0]}, named by {folder}/dataset_info.json; it is not "
             "there. Delete this folder and prepare the set again."
         )
-    count = builder.info.splits[split].num_examples
-    if count > most:
-        raise _validate.InputError(
-            f"expected at most {most:,} examples of {split!r} in {folder}; got {count:,}. {REMEDY}"
-        )
-    skip = _files.needed("tensorflow_datasets", "experiments").decode.SkipDecoding()
-    decoders = {"image": skip} if "image" in builder.info.features else None
+    tfds = _files.needed("tensorflow_datasets", "experiments")
+    has_image = "image" in _features(builder)
+    decoders = {"image": tfds.decode.SkipDecoding()} if has_image else None
     try:
-        return builder.as_data_source(split=split, decoders=decoders)
+        examples = builder.as_data_source(split=split, decoders=decoders)
     except NotImplementedError:
         raise _validate.InputError(
             f"expected {folder} in the format array_record; got "
             f"{builder.info.file_format.value}, which can't be read without TensorFlow. Prepare "
             'the set with tfds.builder(..., file_format="array_record").'
         ) from None
+    if len(examples) > most:
+        raise _validate.InputError(
+            f"expected at most {most:,} examples of {split!r} in {folder}; got "
+            f"{len(examples):,}. {REMEDY}"
+        )
+    for name, kind in (("image", "Image"), ("label", label)):
+        found = _features(builder).get(name)
+        if not isinstance(found, getattr(tfds.features, kind)):
+            raise _validate.InputError(
+                f"expected the feature {name!r} of {folder} to be {kind}; got "
+                f"{type(found).__name__}. {REMEDY}"
+            )
+    return examples
+
+
+def _features(builder: Any) -> dict[str, Any]:
+    """By name; a set may also have a single one without."""
+    features = builder.info.features
+    return dict(features.items()) if hasattr(features, "items") else {}
 
 
 def read(examples: Any, indices: Sequence[int], what: str) -> Iterator[Any]:
@@ -170,7 +188,7 @@ def images(
       most: how many images each split may have.
     """
     splits = ("train", "test")
-    sources = {split: source(builder, split, most[split]) for split in splits}
+    sources = {split: source(builder, split, most[split], "ClassLabel") for split in splits}
 
     def decode() -> dict[str, np.ndarray]:
         arrays: dict[str, np.ndarray] = {}

@@ -244,7 +244,7 @@ def _from_prepared(builder: Any) -> Callable[[Face], np.ndarray]:
     files of all people, in that order, name the examples; people tell whether it is true.
     """
     hasher = _files.needed("tensorflow_datasets.core.hashing", "experiments").Hasher("train")
-    examples = _prepared.source(builder, "train", IMAGES)
+    examples = _prepared.source(builder, "train", IMAGES, "Text")
     indices = range(len(examples))
     people = [
         example["label"].decode() for example in _prepared.read(examples, indices, "lfw train")

@@ -226,6 +226,8 @@ def train_all(
                     if stopped():
                         raise SystemExit(128 + stopped())
                 except SystemExit:
+                    # leaving for the signal that was noted here too: it need not come again
+                    stopped()
                     sessions.save()
                     progress.stop()
                     print(

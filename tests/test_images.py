@@ -266,8 +266,10 @@ def test_a_format_without_random_access_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_missing_split_is_named(tmp_path: Path) -> None:
-    features = {"label": tfds.features.Scalar(np.int64)}
-    planted.prepare(tmp_path, "cifar10", "3.0.2", features, {"train": [(0, {"label": 1})]})
+    kinds = tfds.features
+    features = {"image": kinds.Image(), "label": kinds.ClassLabel(num_classes=10)}
+    example = {"image": planted.encoded(np.zeros((32, 32, 3), np.uint8)), "label": 1}
+    planted.prepare(tmp_path, "cifar10", "3.0.2", features, {"train": [(0, example)]})
     with pytest.raises(mx.InputError, match=r"split 'test' in .*; got \['train'\]"):
         mx.datasets.cifar10(data_dir=tmp_path)
 

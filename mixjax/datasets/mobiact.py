@@ -291,8 +291,8 @@ def read_recording(path: Path) -> tuple[np.ndarray, np.ndarray]:
     if unknown:
         first = int(np.flatnonzero(words == unknown[0])[0])
         raise _validate.InputError(
-            f"expected labels of {', '.join(LABELS)} in {path}; got {_files.shown(str(unknown[0]))} in "
-            f"line {first + 2}. {REMEDY}"
+            f"expected labels of {', '.join(LABELS)} in {path}; got "
+            f"{_files.shown(str(unknown[0]))} in line {first + 2}. {REMEDY}"
         )
     codes = np.array([LABELS.index(name) for name in names])
     return numbers[:, 2:], codes[of_sample]

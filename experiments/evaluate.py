@@ -326,7 +326,8 @@ def table(summary: dict[str, Any]) -> rich.table.Table:
             f"{config['dataset']}: {config['rounds']} rounds, {config['seeds']} seeds; "
             f"chance {100 * summary['chance']:.0f} %"
         ),
-        caption=(
+        caption=results.planted_note(summary)
+        + (
             "Percent, mean over seeds and 95 % interval. Attribution: is the guess for a slot its "
             "participant's attribute? Layers: the best single layer, judged for its owner."
         ),

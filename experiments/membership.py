@@ -227,7 +227,8 @@ def table(summary: dict[str, Any]) -> rich.table.Table:
     grid = rich.table.Table(
         title=f"{config['dataset']}: membership after {config['rounds']} rounds, "
         f"{config['seeds']} seeds",
-        caption="Percent, mean over seeds and 95 % interval. Chance: AUC 50, true positives 1.",
+        caption=results.planted_note(summary)
+        + "Percent, mean over seeds and 95 % interval. Chance: AUC 50, true positives 1.",
     )
     for column in ("defence", "AUC", "true positives at 1 % false ones"):
         grid.add_column(column, justify="left" if column == "defence" else "right")

@@ -198,6 +198,11 @@ def warnings(summary: dict[str, Any]) -> list[str]:
     ]
 
 
+def planted_note(summary: dict[str, Any]) -> str:
+    """What a table of synthetic data begins its caption with."""
+    return "Planted data: says nothing about the real set. " if summary["data"]["planted"] else ""
+
+
 def best_unit(entry: dict[str, Any]) -> dict[str, float]:
     """The interval of the layer that alone tells most."""
     return max(entry["unit_level"].values(), key=lambda interval: interval["mean"])

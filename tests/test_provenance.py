@@ -183,6 +183,16 @@ def test_membership_of_a_model_that_diverged_is_an_error(
     assert not list(tmp_path.iterdir())
 
 
+def test_membership_behind_a_defence_that_breaks_every_update_is_an_error(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"defences": ("none", "noisy"), "records": 2, "noise": (3e38,)}
+    config = membership.Config(**options, rounds=1, seeds=1, out=tmp_path)
+    with pytest.raises(
+        mx.InputError, match=r"seed 0, defence noise σ=3e\+38: the round that is lo"
+    ):
+        membership.main(config)
+    assert not list(tmp_path.iterdir())
+
+
 # one data set, one program
 
 
@@ -394,6 +404,14 @@ def test_results_that_do_not_tell_their_data_are_not_shown(
     text = page(out)
     assert "Not shown: the results there are don't say whether their data is real" in text
     assert "toy, 1 seeds" not in text
+
+
+@pytest.mark.parametrize("is_planted", [True, False])
+def test_tables_say_that_data_is_planted(is_planted: bool) -> None:
+    summary = summary_of([row(CASES[0])], planted=is_planted)
+    alike = {**summary, "results": {}}
+    for table in (evaluate.table(summary), membership.table(alike)):
+        assert ("Planted data" in str(table.caption)) == is_planted
 
 
 def test_the_page_says_that_the_seeds_undo_the_mixing(tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ DEFINED = {
     "units": "Chunks Units chunks describe dots parameter_counts partition squared_norms",
 }
 
-PASSED_ON = {"checkpoint": ["replacing"]}
+PASSED_ON = {"checkpoint": ["replacing", "stop_on_signals"]}
 """What a module makes public that a private one defines."""
 
 

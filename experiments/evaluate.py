@@ -20,7 +20,17 @@ import rich.table
 import tyro
 
 import mixjax as mx
-from experiments import cli, conditions, figures, metrics, results, resume, tasks, training
+from experiments import (
+    cli,
+    conditions,
+    figures,
+    metrics,
+    provenance,
+    results,
+    resume,
+    tasks,
+    training,
+)
 from experiments.conditions import Case
 
 
@@ -122,7 +132,7 @@ def main(config: Config) -> None:
     """Run the evaluation, write its files and print its table.
 
     Raises:
-      InputError: for options that don't fit the data.
+      InputError: for options that don't fit the data, or training that diverged.
     """
     started = time.perf_counter()
     task = tasks.resolve(config)
@@ -135,29 +145,33 @@ def main(config: Config) -> None:
     out = config.out or Path("results") / config.dataset
     out.mkdir(parents=True, exist_ok=True)
     options = results.config_dict(config, task)
+    data = provenance.of_data(dataset, config.data_dir)
     jobs = plan(config, task)
     with mx.checkpoint.exclusive(out):
         resume.open_folder(
             out,
-            options,
+            provenance.identity(options, data),
             resume=config.resume,
             overwrite=config.overwrite,
             figures=figures.FIGURES,
         )
-        rows = train_all(config, task, dataset, jobs, out, console)
+        sessions = provenance.Sessions(out, started)
+        rows = train_all(config, task, dataset, jobs, out, console, sessions)
         with console.status("drawing figures"):
             drawn = figures.draw_all(rows, out)
-        seconds = time.perf_counter() - started
         shutil.rmtree(out / resume.CHECKPOINTS, ignore_errors=True)
         units = training.units(setting_of(config, task, dataset, jobs[0]), first_split)
         counts = mx.units.parameter_counts(units)
-        summary = results.summarize(rows, options, counts, seconds)
+        sessions.save()
+        summary = results.summarize(rows, options, data, counts, sessions.listed())
         results.write_json(out / resume.SUMMARY, summary)
     console.print(table(summary))
     console.print(
         f"{len(rows):,} records, a summary and {len(drawn)} figures in {out}/ "
-        f"({seconds:.0f} s on {summary['environment']['device']})"
+        f"({summary['seconds']:.0f} s on {summary['environment']['device']})"
     )
+    for line in results.warnings(summary):
+        print(f"warning: {line}", file=sys.stderr)
 
 
 def train_all(
@@ -167,8 +181,13 @@ def train_all(
     jobs: list[Job],
     out: Path,
     console: rich.console.Console,
+    sessions: provenance.Sessions,
 ) -> results.Rows:
-    """All rows, of the trajectories that the folder has and of those it lacks."""
+    """All rows, of the trajectories that the folder has and of those it lacks.
+
+    Raises:
+      InputError: for a trajectory that took no step, or none any more.
+    """
     mesh = mx.sharding.clients_mesh()
     rounds_file = out / resume.ROUNDS
     rows, finished = resume.finished(
@@ -179,6 +198,7 @@ def train_all(
             for job in jobs
         ),
     )
+    results.check_trained(rows)
     leaving = "leaving after this trajectory"
     with _progress(console) as progress, mx.checkpoint.stop_on_signals(leaving) as stopped:
         bar = progress.add_task("", total=config.seeds * len(jobs) * config.rounds)
@@ -198,12 +218,17 @@ def train_all(
                 try:
                     fresh = run_job(config, task, dataset, split, seed, job, mesh, checkpoints)
                     results.append(rounds_file, fresh)
+                    sessions.save()
+                    results.check_trained(fresh)
                     shutil.rmtree(checkpoints, ignore_errors=True)
                     rows += fresh
                     progress.advance(bar, config.rounds)
                     if stopped():
                         raise SystemExit(128 + stopped())
                 except SystemExit:
+                    # leaving for the signal that was noted here too: it need not come again
+                    stopped()
+                    sessions.save()
                     progress.stop()
                     print(
                         f"stopped with {len(rows):,} records in {rounds_file}. "
@@ -301,7 +326,8 @@ def table(summary: dict[str, Any]) -> rich.table.Table:
             f"{config['dataset']}: {config['rounds']} rounds, {config['seeds']} seeds; "
             f"chance {100 * summary['chance']:.0f} %"
         ),
-        caption=(
+        caption=results.planted_note(summary)
+        + (
             "Percent, mean over seeds and 95 % interval. Attribution: is the guess for a slot its "
             "participant's attribute? Layers: the best single layer, judged for its owner."
         ),

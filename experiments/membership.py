@@ -8,9 +8,10 @@ prints a table.
 
 import dataclasses
 import functools
+import sys
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,7 @@ import rich.table
 import tyro
 
 import mixjax as mx
-from experiments import cli, conditions, results, tasks, training
+from experiments import cli, conditions, provenance, results, tasks, training
 from experiments.conditions import Case
 
 
@@ -57,7 +58,7 @@ def main(config: Config) -> None:
     """Run, write `membership.json` and print the table.
 
     Raises:
-      InputError: for options that don't fit the data.
+      InputError: for options that don't fit the data, or training that diverged.
     """
     started = time.perf_counter()
     cli.check_counts(config, ("rounds", "seeds", "records", "participants", "per_client"))
@@ -74,19 +75,23 @@ def main(config: Config) -> None:
         case.label: case.build() for case in conditions.cases(config.defences, "passive", task)
     }
     mesh = mx.sharding.clients_mesh()
-    found: dict[str, list[tuple[float, float]]] = {name: [] for name in chosen}
+    found: dict[str, list[Found]] = {name: [] for name in chosen}
     for seed in rich.progress.track(range(config.seeds), "seeds", console=console):
         split = training.split_people(dataset, seed, task.auxiliary, sweep=False)
         for name, values in one_seed(setting, chosen, split, seed, config.records, mesh).items():
             found[name].append(values)
     summary = {
         "config": results.config_dict(config, task),
-        "environment": results.environment(),
+        "data": provenance.of_data(dataset, config.data_dir),
+        "environment": provenance.environment(),
         "seconds": round(time.perf_counter() - started, 1),
         "results": {
             name: {
-                what: mx.evaluation.bootstrap([value[index] for value in values])._asdict()
-                for index, what in enumerate(("auc", "true_positive_rate"))
+                "auc": mx.evaluation.bootstrap([one.auc for one in values])._asdict(),
+                "true_positive_rate": mx.evaluation.bootstrap(
+                    [one.true_positive_rate for one in values]
+                )._asdict(),
+                "excluded": sum(one.excluded for one in values),
             }
             for name, values in found.items()
         },
@@ -95,6 +100,26 @@ def main(config: Config) -> None:
     out.mkdir(parents=True, exist_ok=True)
     results.write_json(out / "membership.json", summary)
     console.print(table(summary))
+    for name, entry in summary["results"].items():
+        if entry["excluded"]:
+            print(
+                f"warning: {name}: {entry['excluded']} updates were excluded as broken.",
+                file=sys.stderr,
+            )
+
+
+class Found(NamedTuple):
+    """What one seed shows of a defence.
+
+    Attributes:
+      auc: of all participants' records together.
+      true_positive_rate: at 1 % false positives.
+      excluded: broken updates, in the rounds of training and in the one that is looked at.
+    """
+
+    auc: float
+    true_positive_rate: float
+    excluded: int
 
 
 def one_seed(
@@ -104,8 +129,13 @@ def one_seed(
     seed: int,
     records: int,
     mesh: jax.sharding.Mesh,
-) -> dict[str, tuple[float, float]]:
-    """AUC and true-positive rate at 1 % false positives, of all participants' records together."""
+) -> dict[str, Found]:
+    """What is found behind each defence.
+
+    Raises:
+      InputError: naming seed and defence, for training that takes no step any more, or a round
+        whose updates are all broken.
+    """
     train, test = (mx.data.pad(part, mesh.size) for part in (split.train, split.test))
     members, others = candidates(train, records), candidates(test, records)
     both = jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=1), members[0], others[0])
@@ -114,16 +144,30 @@ def one_seed(
     train_key, look_key = jax.random.split(jax.random.key(seed))
     init_key, run_key = jax.random.split(train_key)
     start = training.initial(setting, init_key, train)
-    params = _trained(setting, mesh, run_key, start, train)
+    params, stepped, lost = jax.device_get(_trained(setting, mesh, run_key, start, train))
+    if not stepped[-1]:
+        raise _diverged(f"seed {seed}, before any defence: of {len(stepped)} rounds the last")
     values = {}
     for name, defence in chosen.items():
-        scores = np.asarray(_look(setting, mesh, defence, look_key, params, train, both))
+        scores, excluded = jax.device_get(
+            _look(setting, mesh, defence, look_key, params, train, both)
+        )
+        if excluded[: len(split.truth)].all():
+            raise _diverged(f"seed {seed}, defence {name}: the round that is looked at")
         pooled = (scores.ravel(), is_member.ravel(), present.ravel())
-        values[name] = (
+        values[name] = Found(
             float(mx.evaluation.membership_auc(*pooled)),
             float(mx.evaluation.true_positive_rate(*pooled)),
+            int(lost + excluded.sum()),
         )
     return values
+
+
+def _diverged(where: str) -> mx.InputError:
+    return mx.InputError(
+        f"expected training that moves the model; {where} took no step, as all updates were not "
+        "finite or too large. Nothing is written. Ask for less --noise, or fewer --rounds."
+    )
 
 
 def candidates(data: mx.data.ClientData, records: int) -> tuple[Any, np.ndarray]:
@@ -140,10 +184,12 @@ def _trained(
     key: jax.Array,
     start: Any,
     train: mx.data.ClientData,
-) -> Any:
+) -> tuple[Any, jax.Array, jax.Array]:
+    """The model, which rounds took a step, and how many updates were excluded."""
     federation = mx.federation.fedavg(training.local_training(setting), mesh=mesh)
     state = federation.init(start)
-    return mx.federation.run(key, federation, state, train, setting.rounds)[0].params
+    state, records = mx.federation.run(key, federation, state, train, setting.rounds)
+    return state.params, records.stepped, jnp.sum(records.excluded)
 
 
 @functools.partial(jax.jit, static_argnames=("setting", "mesh", "defence"))
@@ -155,13 +201,16 @@ def _look(
     params: Any,
     train: mx.data.ClientData,
     examples: Any,
-) -> jax.Array:
-    """What the server sees of one round, scored against each slot's own candidates."""
+) -> tuple[jax.Array, jax.Array]:
+    """What the server sees of one round, scored against each slot's own candidates.
+
+    Also returns whose updates were excluded.
+    """
     federation = mx.federation.fedavg(
         training.local_training(setting), defence=defence, keep_updates=True, mesh=mesh
     )
     _, record = federation.step(key, federation.init(params), train)
-    return mx.attacks.membership.scores(
+    scores = mx.attacks.membership.scores(
         key,
         mx.models.cross_entropy(setting.model),
         params,
@@ -169,6 +218,7 @@ def _look(
         examples,
         mesh=mesh,
     )
+    return scores, record.excluded
 
 
 def table(summary: dict[str, Any]) -> rich.table.Table:
@@ -177,7 +227,8 @@ def table(summary: dict[str, Any]) -> rich.table.Table:
     grid = rich.table.Table(
         title=f"{config['dataset']}: membership after {config['rounds']} rounds, "
         f"{config['seeds']} seeds",
-        caption="Percent, mean over seeds and 95 % interval. Chance: AUC 50, true positives 1.",
+        caption=results.planted_note(summary)
+        + "Percent, mean over seeds and 95 % interval. Chance: AUC 50, true positives 1.",
     )
     for column in ("defence", "AUC", "true positives at 1 % false ones"):
         grid.add_column(column, justify="left" if column == "defence" else "right")

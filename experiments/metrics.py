@@ -121,7 +121,7 @@ def rows(
     ]
     table = {
         "accuracy": record.metrics[:, :clients].mean(axis=1),
-        "loss": record.loss[:, :clients].mean(axis=1),
+        "loss": _mean_of_known(np.asarray(record.loss)[:, :clients]),
         "attribution": mx.evaluation.attribution(guesses, truth),
         "attribution_accumulated": background[-1],
         "balanced_accuracy": mx.evaluation.balanced_accuracy(guesses, truth, values),
@@ -139,6 +139,8 @@ def rows(
     for index in range(len(scores)):
         row: dict[str, Any] = {"seed": seed, **case.keys(), "round": index + 1}
         row |= {"granularity": "layer", "chance": chance}
+        row["excluded"] = int(record.excluded[index, :clients].sum())
+        row["stepped"] = bool(record.stepped[index])
         row |= {name: float(column[index]) for name, column in table.items()}
         row["unit_level"] = dict(zip(units.names, per_unit[index].tolist(), strict=True))
         row["participants"] = record.metrics[index, :clients].tolist()
@@ -151,6 +153,13 @@ def rows(
             row |= _neighbours(record.observation.updates, index, clients, units)
         result.append(row)
     return result
+
+
+def _mean_of_known(losses: np.ndarray) -> np.ndarray:
+    """The mean over the clients that have a loss; NaN in rounds where none has."""
+    known = ~np.isnan(losses)
+    total = np.where(known, losses, 0).sum(axis=1)
+    return np.where(known.any(axis=1), total / np.maximum(known.sum(axis=1), 1), np.nan)
 
 
 def _neighbours(

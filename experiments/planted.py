@@ -6,6 +6,7 @@ attribute shapes the data; with 0 the attribute can't be told.
 
 import gzip
 import io
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,25 @@ MOBIACT_TRIALS = dict(STD=1, WAL=1, JOG=3, JUM=3, STU=6, STN=6, SCH=6, CSI=6, CS
 MOBIACT_COMPLETE = [n for n in range(1, 68) if n not in (13, 14, 15, 17, 28, 30, 31, 34, 57)]
 MOBIACT_WOMEN = (3, 5, 6, 10, 11, 16, 19, 25, 26, 36, 38, 41, 46, 50, 54, 58)
 MOBIACT_GREEK = (28, 34, 57)
+
+
+MARK = "PLANTED"
+
+
+def mark(folder: Path) -> None:
+    """Say in a data set's folder that it is synthetic, for whoever publishes results of it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / MARK).write_text("These data are synthetic: made by experiments/planted.py.\n")
+
+
+def is_planted(folder: Path | None) -> bool:
+    """Whether a data set's folder holds synthetic data.
+
+    Args:
+      folder: the one that a loader is given; None for the usual one of TensorFlow Datasets.
+    """
+    usual = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
+    return (Path(usual if folder is None else folder).expanduser() / MARK).exists()
 
 
 def motion(
@@ -77,7 +97,7 @@ def motionsense(
     inside = inside / inside.name if nested else inside
     rows = [f"{code},{60 + code},{160 + code},{20 + code},{code % 2}" for code in codes(people)]
     subjects = newline.join(["code,weight,height,age,gender", *rows])
-    folder.mkdir(parents=True, exist_ok=True)
+    mark(folder)
     # the true file has no newline at its end
     (folder / "data_subjects_info.csv").write_bytes(b"\xef\xbb\xbf" * bom + subjects.encode())
     for kind, (activity, trials) in enumerate(MOTIONSENSE_TRIALS.items()):
@@ -135,6 +155,9 @@ def mobiact(
                 path = inside / f"{activity}_{person}_{trial}_annotated.csv"
                 path.write_text(table(MOBIACT_HEADER, columns))
     (top / "Readme.txt").write_bytes(mobiact_readme())
+    # loaders take either
+    mark(folder)
+    mark(top)
     return folder
 
 
@@ -192,7 +215,7 @@ def idx(array: np.ndarray) -> bytes:
 def fashion_mnist(folder: Path, *, train: int = 2000, test: int = 500, seed: int = 0) -> Path:
     """Fashion-MNIST as four IDX files; the attribute comes with the loader's partition."""
     rng = np.random.default_rng(seed)
-    folder.mkdir(parents=True, exist_ok=True)
+    mark(folder)
     for name, count in (("train", train), ("t10k", test)):
         labels = labels_of(rng, count)
         pixels = images(rng, labels, (28, 28, 1))[..., 0]
@@ -275,6 +298,7 @@ def lfw(
 ) -> Path:
     """LFW as a folder of JPEG files and `lfw_attributes.txt`; gender is planted."""
     made = faces(people, images_each, signal, seed)
+    mark(folder)
     for name, number, _, _, pixels in made:
         person = name.replace(" ", "_")
         path = folder / "lfw" / person / f"{person}_{number:04d}.jpg"
@@ -340,6 +364,7 @@ def prepare(
 
         def _generate_examples(self) -> Any: ...
 
+    mark(folder)
     Planted.name = name
     Planted(data_dir=folder, file_format=file_format).download_and_prepare()
     return folder

@@ -1,13 +1,20 @@
 """The page of results: tables, figures and claims, all read from finished runs."""
 
-import json
+import math
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.conditions import Case
-from experiments.results import DELTA, best_unit, percent, write_text
+from experiments.results import (
+    DELTA,
+    best_unit,
+    percent,
+    read_summary,
+    warnings,
+    write_text,
+)
 
 FIGURES = {
     "utility": "Test accuracy a round; mean over participants, 95 % band over seeds.",
@@ -31,14 +38,12 @@ class Entry(NamedTuple):
       name: of its file.
       title: of its section.
       folder: its results, if it has run.
-      planted: whether its data is synthetic.
       problem: why it was not run.
     """
 
     name: str
     title: str
     folder: Path
-    planted: bool
     problem: str | None
 
 
@@ -51,14 +56,25 @@ def write(page: Path, entries: Iterable[Entry], *, quick: bool) -> None:
         parts.append("**Toy sizes: this page shows that everything runs, and nothing else.**")
     finished = []
     for entry in entries:
-        summary = entry.folder / "summary.json"
-        if summary.is_file():
-            finished.append((entry, json.loads(summary.read_bytes())))
-        else:
+        summary = recorded(entry.folder)
+        if summary is None:
             parts.append(f"## {entry.title}\n\nNot run: {entry.problem or 'not asked for'}")
-    parts.insert(1, claims([pair for pair in finished if not pair[0].planted]))
+        elif "data" not in summary:
+            parts.append(
+                f"## {entry.title}\n\nNot shown: the results there are don't say whether their "
+                "data is real. Run them again."
+            )
+        else:
+            finished.append((entry, summary))
+    parts.insert(1, claims([pair for pair in finished if not pair[1]["data"]["planted"]]))
     parts += [section(entry, summary, figures) for entry, summary in finished]
     write_text(page, "\n\n".join(parts) + "\n")
+
+
+def recorded(folder: Path) -> dict[str, Any] | None:
+    """The summary of a finished run; None without one."""
+    path = folder / "summary.json"
+    return read_summary(path) if path.is_file() else None
 
 
 INTRODUCTION = """# Results
@@ -70,7 +86,11 @@ participant of that slot? For mixings it is the mean over 200 draws. *Set level*
 guesses' histogram matches the cohort's, which no permutation of whole updates lowers. *Best
 layer*: the attribute of a layer's owner, guessed from that layer alone. ε is of all rounds
 together, for one client's clipped and noisy updates; mixing without noise has no differential
-privacy."""
+privacy.
+
+Each row of a run's `rounds.jsonl` holds the seed that everything random follows from, the
+permutations of every mixing too: whoever has the file and the program can undo the mixing. Don't
+publish it where real people's updates could be seen."""
 
 
 def claims(finished: list[tuple[Entry, dict[str, Any]]]) -> str:
@@ -179,12 +199,17 @@ def section(entry: Entry, summary: dict[str, Any], figures: Path) -> str:
         f"{environment['devices']} {environment['device']} devices on {environment['cpus']} cores."
     )
     parts = [f"## {entry.title}"]
-    if entry.planted:
+    if entry.problem:
+        parts.append(f"**Of an earlier run**: the last was refused. {entry.problem}")
+    if summary["data"]["planted"]:
         parts.append(
             "**Planted data**: a synthetic fixture in the set's true format, whose attribute "
             "signal is put in. It shows that loader, training and attack run end to end, and "
             "says nothing about the real set. Run it on your copy with `--data`."
         )
+    excluded = warnings(summary)
+    if excluded:
+        parts.append("**Broken updates**: " + " ".join(excluded))
     parts += [conditions, table(summary), layers(summary), COMMENT]
     shown = []
     for figure, caption in FIGURES.items():
@@ -211,8 +236,9 @@ def table(summary: dict[str, Any]) -> str:
     for case, entry in by_case(summary).items():
         names = ("accuracy", "attribution", "attribution_accumulated", "auc", "set_level")
         shown = [*(entry[name] for name in names), best_unit(entry)]
-        epsilon = f"{entry['epsilon']:,.0f}" if "epsilon" in entry else "∞"
-        cells = [case.label, case.attack, *map(percent, shown), epsilon]
+        epsilon = entry.get("epsilon", math.nan)
+        shown_epsilon = "∞" if math.isnan(epsilon) else f"{epsilon:,.0f}"
+        cells = [case.label, case.attack, *map(percent, shown), shown_epsilon]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -6,7 +6,6 @@
 """
 
 import dataclasses
-import json
 import subprocess
 import sys
 import tempfile
@@ -18,7 +17,7 @@ import rich.console
 import tyro
 
 import mixjax as mx
-from experiments import cli, evaluate, planted, report, results, tasks
+from experiments import cli, evaluate, planted, provenance, report, results, tasks
 
 CONFIGS = Path(__file__).parent / "configs"
 PLANTED = {
@@ -74,7 +73,7 @@ def main(config: Config) -> None:
         if problem:
             failed.append(name)
             console.print(f"not run: {problem}")
-        entries.append(report.Entry(name, title, out / name, synthetic, problem))
+        entries.append(report.Entry(name, title, out / name, problem))
     report.write(page, entries, quick=config.quick)
     console.print(f"wrote {page}")
     if failed:
@@ -95,16 +94,20 @@ def check(config: Config, settings: dict[str, Any]) -> None:
 def run(setting: dict[str, Any], folder: Path | None, out: Path, synthetic: bool) -> str | None:
     """One configuration in a process of its own; returns what went wrong.
 
-    What is finished is not run again: its options are compared with the ones asked for.
+    What is finished is not run again: its options and its data are compared with those asked for.
     """
     options: dict[str, Any] = {
         name: tuple(v) if isinstance(v, list) else v for name, v in setting.items()
     }
     config = evaluate.Config(**options)
-    asked = results.config_dict(config, tasks.resolve(config))
-    summary = out / "summary.json"
-    if summary.is_file() and json.loads(summary.read_bytes())["config"] == asked:
-        return None
+    task = tasks.resolve(config)
+    asked = results.config_dict(config, task)
+    summary = report.recorded(out)
+    if summary is not None and summary["config"] == asked:
+        data = summary.get("data")
+        same = data is not None and _same_data(data, config, task, folder, synthetic)
+        if same:
+            return None
     command = [sys.executable, "-m", "experiments.evaluate", "--resume", "--out", str(out)]
     for name, value in setting.items():
         values = value if isinstance(value, list) else [value]
@@ -115,11 +118,34 @@ def run(setting: dict[str, Any], folder: Path | None, out: Path, synthetic: bool
         if folder is not None:
             command += ["--data-dir", str(folder)]
         done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
+    warned = [line for line in done.stderr.splitlines() if line.startswith("warning: ")]
+    print(*warned, sep="\n", end="\n" * bool(warned), file=sys.stderr)
     if done.returncode:
         # a refusal may have several lines; of a traceback the last tells most
         before, refused, message = done.stderr.rpartition("error: ")
         return " ".join(message.split()) if refused else (before.splitlines() or ["no message"])[-1]
     return None
+
+
+def _same_data(
+    data: dict[str, Any],
+    config: evaluate.Config,
+    task: tasks.Task,
+    folder: Path | None,
+    synthetic: bool,
+) -> bool:
+    """Whether results of some data are of the data that is asked for now.
+
+    Without a folder's name nothing is loaded: then it matters whether the data is planted.
+    """
+    if folder is None:
+        return data["planted"] == (synthetic or planted.is_planted(None))
+    people = config.participants + task.auxiliary
+    try:
+        dataset = task.load(folder, people, config.per_client)
+    except (mx.InputError, OSError):
+        return False
+    return provenance.of_data(dataset, folder) == data
 
 
 if __name__ == "__main__":

@@ -1,17 +1,17 @@
-"""What a run leaves: `rounds.jsonl`, a line each, and `summary.json` computed from it."""
+"""What a run leaves: `rounds.jsonl`, a line each, and `summary.json` computed from it.
+
+JSON has no word for a number that is not finite: it is written as null, and read as NaN.
+"""
 
 import dataclasses
 import json
+import math
 import os
-import platform
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-import flax
-import jax
 import numpy as np
-import optax
 
 import mixjax as mx
 from experiments.conditions import Case
@@ -24,13 +24,41 @@ Row = dict[str, Any]
 Rows = list[Row]
 
 
+def dumps(content: Any, indent: int | None = None) -> str:
+    """JSON, with null for numbers that are not finite."""
+    return json.dumps(_replaced(content, _null_of_nan), indent=indent, allow_nan=False)
+
+
+def with_nan(content: Any) -> Any:
+    """Numbers as they were before `dumps`, each that was not finite as NaN."""
+    return _replaced(content, lambda value: math.nan if value is None else value)
+
+
+def read_summary(path: Path) -> dict[str, Any]:
+    """The contents of `summary.json`, as `summarize` made them."""
+    summary = json.loads(path.read_bytes())
+    return summary | {name: with_nan(summary[name]) for name in ("chance", "results")}
+
+
+def _replaced(value: Any, replace: Callable[[Any], Any]) -> Any:
+    if isinstance(value, dict):
+        return {name: _replaced(inner, replace) for name, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_replaced(inner, replace) for inner in value]
+    return replace(value)
+
+
+def _null_of_nan(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def append(path: Path, rows: Iterable[Row]) -> None:
     """Add a line for each row, all or none, and wait until they are on the disk.
 
     Raises:
       OSError: when the disk is full; what was there before is kept.
     """
-    lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    lines = "".join(dumps(row) + "\n" for row in rows).encode()
     size = path.stat().st_size if path.exists() else 0
     try:
         with path.open("ab", buffering=0) as file:
@@ -88,9 +116,21 @@ FIGURES_OF_A_CASE: dict[str, Callable[[Rows], float]] = {
 
 
 def summarize(
-    rows: Rows, config: dict[str, Any], parameters: dict[str, int], seconds: float
+    rows: Rows,
+    config: dict[str, Any],
+    data: dict[str, Any],
+    parameters: dict[str, int],
+    sessions: list[dict[str, Any]],
 ) -> dict[str, Any]:
-    """The contents of `summary.json`; every interval is over seeds."""
+    """The contents of `summary.json`; every interval is over seeds.
+
+    Args:
+      rows: all rows.
+      config: the options; see `config_dict`.
+      data: what data it is; see `provenance.of_data`.
+      parameters: the size of each unit.
+      sessions: the processes that made the rows, the last one last.
+    """
     cases = by_case(rows)
     results = []
     for case, seeds in cases.items():
@@ -101,6 +141,10 @@ def summarize(
             unit: over_seeds(seeds, average_unit(unit))._asdict()
             for unit in next(iter(seeds.values()))[0]["unit_level"]
         }
+        own = [row for rows in seeds.values() for row in rows]
+        entry["updates"] = sum(len(row["participants"]) for row in own)
+        entry["excluded"] = sum(row["excluded"] for row in own)
+        entry["rounds_without_step"] = sum(not row["stepped"] for row in own)
         epsilon = case.epsilon(config["rounds"], DELTA)
         if epsilon is not None:
             entry["epsilon"] = epsilon
@@ -113,27 +157,50 @@ def summarize(
         results.append(entry)
     return {
         "config": config,
-        "environment": environment(),
+        "data": data,
+        "environment": sessions[-1]["environment"],
         "parameters": parameters,
-        "seconds": round(seconds, 1),
+        "seconds": round(sum(session["seconds"] for session in sessions), 1),
+        "sessions": sessions,
         "chance": float(np.mean([row["chance"] for row in rows])),
         "results": results,
     }
 
 
-def environment() -> dict[str, Any]:
-    """Where the numbers come from."""
-    return {
-        "mixjax": mx.__version__,
-        "jax": jax.__version__,
-        "flax": flax.__version__,
-        "optax": optax.__version__,
-        "numpy": np.__version__,
-        "python": platform.python_version(),
-        "device": jax.devices()[0].device_kind,
-        "devices": jax.device_count(),
-        "cpus": os.cpu_count(),
-    }
+def check_trained(rows: Rows) -> None:
+    """Refuse results of models that nothing, or no more, moved: they say nothing of a defence.
+
+    Raises:
+      InputError: naming the seed, the defence and the attack.
+    """
+    for case, seeds in by_case(rows).items():
+        for seed, own in seeds.items():
+            if own[-1]["stepped"]:
+                continue
+            steps = [row["round"] for row in own if row["stepped"]]
+            when = f"after round {steps[-1]}" if steps else "in any round"
+            raise mx.InputError(
+                f"expected training that goes on to the last round; seed {seed}, defence "
+                f"{case.label}, attack {case.attack}: of {len(own)} rounds none took a step "
+                f"{when}, as updates or models were not finite or too large. Its rows are kept; "
+                "no figures are drawn. Lower --learning-rate or --momentum, and start afresh."
+            )
+
+
+def warnings(summary: dict[str, Any]) -> list[str]:
+    """A line for each case of which updates were excluded, or rounds took no step."""
+    return [
+        f"{Case.of(entry).label}, {entry['attack']}: {entry['excluded']:,} of "
+        f"{entry['updates']:,} updates were excluded as broken, and "
+        f"{entry['rounds_without_step']:,} rounds took no step."
+        for entry in summary["results"]
+        if entry["excluded"] or entry["rounds_without_step"]
+    ]
+
+
+def planted_note(summary: dict[str, Any]) -> str:
+    """What a table of synthetic data begins its caption with."""
+    return "Planted data: says nothing about the real set. " if summary["data"]["planted"] else ""
 
 
 def best_unit(entry: dict[str, Any]) -> dict[str, float]:
@@ -143,7 +210,7 @@ def best_unit(entry: dict[str, Any]) -> dict[str, float]:
 
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON file that appears complete or not at all."""
-    write_text(path, json.dumps(content, indent=1) + "\n")
+    write_text(path, dumps(content, indent=1) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -164,6 +231,8 @@ def config_dict(config: Any, task: Task) -> dict[str, Any]:
 
 
 def percent(interval: dict[str, float]) -> str:
-    """Mean and interval, in percent."""
+    """Mean and interval, in percent; a dash where there is none."""
+    if math.isnan(interval["mean"]):
+        return "–"
     mean, low, high = (100 * interval[name] for name in ("mean", "low", "high"))
     return f"{mean:.1f} [{low:.1f}, {high:.1f}]"

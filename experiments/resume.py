@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import mixjax as mx
-from experiments import results
+from experiments import provenance, results
 from experiments.conditions import Case
 
 ROUNDS, CONFIG, SUMMARY, CHECKPOINTS = "rounds.jsonl", "config.json", "summary.json", "checkpoints"
@@ -25,7 +25,7 @@ def open_folder(
 
     Args:
       out: the folder.
-      config: the present options.
+      config: what decides the results: the present options, data and versions.
       resume: go on from what is there.
       overwrite: remove results that are there, and `figures` by name.
       figures: names of the figures that a run draws. What a kill left of one is removed.
@@ -45,6 +45,8 @@ def open_folder(
             f"{out} holds results already ({', '.join(found)}). Add --resume to continue them, "
             "--overwrite to remove them and start afresh, or --out to write elsewhere."
         )
+    if overwrite or not found:
+        (out / provenance.SESSIONS).unlink(missing_ok=True)
     if overwrite:
         for name in (ROUNDS, CONFIG, SUMMARY, *(f"{figure}.png" for figure in figures)):
             (out / name).unlink(missing_ok=True)
@@ -52,7 +54,7 @@ def open_folder(
     elif found:
         mx.checkpoint.check_config(_saved_config(out / CONFIG), config, str(out))
     out.mkdir(parents=True, exist_ok=True)
-    for name in (CONFIG, SUMMARY, *(f"{figure}.png" for figure in figures)):
+    for name in (CONFIG, SUMMARY, provenance.SESSIONS, *(f"{figure}.png" for figure in figures)):
         for left in out.glob(f"{name}.*.partial"):
             left.unlink()
     results.write_json(out / CONFIG, config)
@@ -121,7 +123,7 @@ def _lines(path: Path) -> list[tuple[results.Row, int]]:
         try:
             if not text.endswith(b"\n"):
                 raise ValueError("the line does not end")
-            found.append((dict(json.loads(text)), end))
+            found.append((results.with_nan(dict(json.loads(text))), end))
         except (ValueError, TypeError):
             if number == len(texts):
                 break

@@ -36,6 +36,7 @@ def check_client_axis(
             f"expected at least one entry on the `{axis}` axis of {what}; got an empty cohort "
             f"({shapes[0][0]}: {shapes[0][1]})."
         )
+    _validate.check_integers_fit(tree, what)
     return length
 
 

@@ -40,7 +40,7 @@ def prefetched(
 
     Raises:
       InputError: for no ids or repeated ones; while running, for examples that are shaped
-        unlike the first client's.
+        unlike the first client's, or integers that JAX would cut to 32 bits.
     """
     order = [int(client) for client in np.asarray(ids).ravel()]
     if not order or len(set(order)) != len(order):
@@ -72,6 +72,7 @@ def prefetched(
                 f"expected examples of client {client} shaped like client {order[0]}'s, {shapes}; "
                 f"got {jax.tree.map(np.shape, examples)}. Pad them to one length."
             )
+        _validate.check_integers_fit(examples, f"the examples of client {client}")
         return jax.tree.map(lambda leaf, like: np.asarray(leaf, like.dtype), examples, shapes)
 
     def host(clients: Any) -> PyTree[np.ndarray]:

@@ -109,6 +109,23 @@ def check_real(tree: Any, what: str = "updates") -> None:
             )
 
 
+def check_integers_fit(tree: Any, what: str) -> None:
+    """Refuse integers of 64 bits on the host that JAX would wrap around to 32 without a word."""
+    for name, leaf in named_leaves(tree):
+        host = isinstance(leaf, (np.ndarray, np.generic)) and leaf.dtype.kind in "iu"
+        dtype = jax.dtypes.canonicalize_dtype(leaf.dtype) if host else None
+        if dtype is None or dtype == leaf.dtype:
+            continue
+        bounds = np.iinfo(dtype)
+        ends = (leaf.min(), leaf.max()) if leaf.size else ()
+        outside = [end for end in ends if not bounds.min <= end <= bounds.max]
+        if outside:
+            raise InputError(
+                f"expected integers that fit {bounds.dtype} in {what}; got {outside[0]} at {name} "
+                f"({leaf.dtype}). Number them, or set jax_enable_x64."
+            )
+
+
 def host_array(values: Any, what: str, kinds: str | None = "iuf", ndim: int = 0) -> np.ndarray:
     """Array-likes as NumPy sees them, of one of the dtype kinds and at least `ndim` axes."""
     try:

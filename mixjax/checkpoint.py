@@ -26,7 +26,7 @@ import filelock
 import jax
 import numpy as np
 
-from mixjax import _store, _validate
+from mixjax import _identity, _store, _validate
 from mixjax import federation as federation_lib
 from mixjax._files import replacing as replacing
 from mixjax._signals import stop_on_signals as stop_on_signals
@@ -213,6 +213,21 @@ def check_config(saved: dict[str, Any], config: dict[str, Any], where: str) -> N
       InputError: if they differ as JSON.
     """
     _store.check_same_config(saved, _check_json(config, "config"), where)
+
+
+def conditions(data: Any) -> dict[str, Any]:
+    """What results depend on besides their config, for a program that keeps a folder of its own.
+
+    Args:
+      data: a pytree of arrays.
+
+    Returns:
+      JSON values, to be compared by `check_config`: under `data` a digest of the arrays' bits,
+      shapes and dtypes, under `environment` JAX's versions and those of its flags that change
+      bits.
+    """
+    digest = _identity.digest_arrays(_store.pack(data))
+    return {"data": digest, "environment": _identity.environment()}
 
 
 @contextlib.contextmanager

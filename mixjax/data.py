@@ -91,8 +91,8 @@ def stack(
         of one capacity share a compiled program.
 
     Raises:
-      InputError: for an empty cohort, clients whose trees, trailing shapes or lengths differ, or
-        a capacity below the longest client's.
+      InputError: for an empty cohort, clients whose trees, trailing shapes or lengths differ, a
+        capacity below the longest client's, or integers that JAX would cut to 32 bits.
     """
     _validate.check_sequence(examples, "clients' examples")
     if not len(examples):

@@ -311,8 +311,8 @@ def mix(
 
     Raises:
       InputError: leaves with different leading axes, fewer than two active clients, an unknown
-        granularity, a model of one layer, a key that is not typed, or a method that draws no
-        permutations.
+        granularity, a model of one layer, a key that is not typed, a method that draws no
+        permutations, or integers that JAX would cut to 32 bits.
     """
     _validate.check_key(key)
     clients = _axes.check_client_axis(updates)

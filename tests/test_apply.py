@@ -281,3 +281,14 @@ def test_composition_mixes_what_the_first_forwards() -> None:
     )
     once = apply_jit(one, updates, units)
     equal(apply_jit(composed, updates, units), apply_jit(two, once, units))
+
+
+def test_mixing_refuses_integers_that_it_would_change(unchecked: None) -> None:
+    updates = {"a": {"w": np.full((3, 2), 7)}, "b": {"w": np.full((3, 1), 2**31 + 1)}}
+    with pytest.raises(mx.InputError, match=r"in updates; got 2147483649 at \('b', 'w'\) \(int64"):
+        mx.mix(jax.random.key(0), updates)
+    units = mx.units.partition(jax.tree.map(lambda leaf: jnp.zeros(leaf.shape[1:]), updates))
+    with pytest.raises(mx.InputError, match="fit int32 in updates"):
+        mx.mixing.apply(jnp.zeros((3, 2), jnp.int32), updates, units)
+    updates["b"]["w"] = np.full((3, 1), 2**31 - 1)
+    assert mx.mix(jax.random.key(0), updates)["b"]["w"].tolist() == [[2**31 - 1]] * 3

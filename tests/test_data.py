@@ -191,3 +191,44 @@ def test_integer_and_float_leaves_keep_their_dtypes() -> None:
     data = mx.data.stack(people([1, 2]))
     assert data.examples["x"].dtype == jnp.float32
     assert data.examples["y"].dtype == jnp.int32
+
+
+BIG = {"int64": 1_700_000_000_000, "uint64": 2**32}
+
+
+@pytest.mark.parametrize("dtype", BIG)
+def test_integers_that_32_bits_do_not_hold_are_refused(dtype: str, unchecked: None) -> None:
+    fits = np.array([np.iinfo(np.uint32 if dtype == "uint64" else np.int32).max, 5], dtype)
+    stacked = mx.data.stack([{"t": fits}, {"t": fits}]).examples["t"]
+    np.testing.assert_array_equal(stacked, [fits, fits])
+    wide = np.array([5, BIG[dtype]], dtype)
+    message = rf"fit u?int32 in .*; got {BIG[dtype]} at \('t',\) \({dtype}\).*jax_enable_x64"
+    with pytest.raises(mx.InputError, match=message):
+        mx.data.stack([{"t": fits}, {"t": wide}])
+    made_by_hand = mx.data.stack(people([2, 2]))._replace(examples={"t": np.stack([fits, wide])})
+    for use in (lambda data: mx.data.pad(data, 4), mx.data.unstack):
+        with pytest.raises(mx.InputError, match=r"fit u?int32 in the cohort; .*'examples', 't'"):
+            use(made_by_hand)
+    examples = mx.data.prefetched(lambda client: {"t": wide if client else fits}, [0, 1])
+    np.testing.assert_array_equal(examples(jnp.int32(0))["t"], fits)
+    with pytest.raises(Exception, match=r"fit u?int32 in the examples of client 1"):
+        jax.block_until_ready(examples(jnp.int32(1)))
+
+
+def test_integers_of_64_bits_pass_where_jax_has_them() -> None:
+    for dtype, value in BIG.items():
+        wide = np.array([5, value], dtype)
+        with jax.enable_x64(True):
+            stacked = mx.data.stack([{"t": wide}]).examples["t"]
+        assert stacked.dtype == dtype
+        np.testing.assert_array_equal(stacked[0], wide)
+
+
+def test_the_least_integer_is_looked_at_too() -> None:
+    for value, low in ((-(2**31), True), (-(2**31) - 1, False)):
+        examples = [{"t": np.array([value, 0])}]
+        if low:
+            assert mx.data.stack(examples).examples["t"].tolist() == [[value, 0]]
+        else:
+            with pytest.raises(mx.InputError, match=f"got {value} at"):
+                mx.data.stack(examples)

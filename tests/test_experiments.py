@@ -13,6 +13,7 @@ import mixjax as mx
 from experiments import cli, conditions, evaluate, figures, membership, report, results, tasks
 from experiments.conditions import Case
 
+SESSIONS: list[dict[str, Any]] = [{"environment": {"jax": "0"}, "seconds": 1.0}]
 INTERVAL = {"mean", "low", "high", "n"}
 FIGURES = {
     "utility",
@@ -49,7 +50,10 @@ def test_it_leaves_a_line_for_each_seed_defence_attack_and_round(toy: tuple[Path
 
 def test_the_summary_has_intervals_for_every_case(toy: tuple[Path, str]) -> None:
     summary: dict[str, Any] = json.loads((toy[0] / "summary.json").read_text())
-    assert {"config", "environment", "seconds", "chance", "results"} <= summary.keys()
+    assert {"config", "data", "environment", "seconds", "chance", "results"} <= summary.keys()
+    assert summary["data"]["planted"] is False
+    (session,) = summary["sessions"]
+    assert session == {k: summary[k] for k in ("environment", "seconds")}
     assert [entry["defence"] for entry in summary["results"]] == ["none", "shuffle", "mixnn_proxy"]
     for entry in summary["results"]:
         for name in ("accuracy", "attribution", "attribution_accumulated", "set_level"):
@@ -128,7 +132,9 @@ def test_a_row_is_all_that_a_new_defence_needs(
 
     rows = [row_of(case, seed) for seed in range(2) for job in jobs for case in job.cases]
     assert all(Case.of(json.loads(json.dumps(one))) == Case.of(one) for one in rows)
-    summary = results.summarize(rows, results.config_dict(config, task), {"conv": 9}, 1.0)
+    summary = results.summarize(
+        rows, results.config_dict(config, task), {"planted": False}, {"conv": 9}, SESSIONS
+    )
     assert [entry.get("epsilon") for entry in summary["results"]] == [None, None, 1.0, 4.0]
     rich.console.Console(width=200).print(evaluate.table(summary))
     for text in (capsys.readouterr().out, report.table(summary)):
@@ -140,7 +146,7 @@ def test_a_row_is_all_that_a_new_defence_needs(
 def row_of(case: Case, seed: int) -> dict[str, Any]:
     names = ("accuracy", "attribution", "attribution_accumulated", "balanced_accuracy", "auc")
     numbers = dict.fromkeys((*names, "auc_accumulated", "set_level", "chance"), 0.5)
-    keys = {"seed": seed, **case.keys(), "round": 1}
+    keys = {"seed": seed, **case.keys(), "round": 1, "excluded": 0, "stepped": True}
     return keys | numbers | {"unit_level": {"conv": 0.5}, "participants": [0.4, 0.6]}
 
 
@@ -173,6 +179,7 @@ def test_membership_is_judged_behind_each_defence(tmp_path: Path) -> None:
     results = json.loads((tmp_path / "membership.json").read_text())["results"]
     assert set(results) == {"plain FL", "MixNN"}
     for measures in results.values():
+        assert measures.pop("excluded") == 0
         assert set(measures) == {"auc", "true_positive_rate"}
         for interval in measures.values():
             assert set(interval) == INTERVAL

@@ -16,6 +16,7 @@ import mixjax as mx
 from experiments import planted
 from mixjax.datasets import _files, _images, _prepared
 from mixjax.datasets.cifar10 import GROUPS as CIFAR10_GROUPS
+from mixjax.datasets.cifar10 import MOST, SHAPE
 from mixjax.datasets.fashion_mnist import GROUPS as FASHION_GROUPS
 
 tfds = pytest.importorskip("tensorflow_datasets")
@@ -265,8 +266,10 @@ def test_a_format_without_random_access_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_missing_split_is_named(tmp_path: Path) -> None:
-    features = {"label": tfds.features.Scalar(np.int64)}
-    planted.prepare(tmp_path, "cifar10", "3.0.2", features, {"train": [(0, {"label": 1})]})
+    kinds = tfds.features
+    features = {"image": kinds.Image(), "label": kinds.ClassLabel(num_classes=10)}
+    example = {"image": planted.encoded(np.zeros((32, 32, 3), np.uint8)), "label": 1}
+    planted.prepare(tmp_path, "cifar10", "3.0.2", features, {"train": [(0, example)]})
     with pytest.raises(mx.InputError, match=r"split 'test' in .*; got \['train'\]"):
         mx.datasets.cifar10(data_dir=tmp_path)
 
@@ -332,7 +335,7 @@ REFUSED: dict[str, tuple[str, Callable[[Path], Any], str]] = {
     "cut in its header": (
         IMAGES,
         lambda path: path.write_bytes(gzip.compress(header(0x803, 600))),
-        "0 values in .*; got -8: it is cut",
+        "header of 16 bytes in .*; got 8: it is cut",
     ),
     "of another size": (
         IMAGES,
@@ -380,7 +383,7 @@ def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
 @pytest.mark.skipif(REAL is None, reason="MIXJAX_DATA_DIR names no folder of TensorFlow Datasets")
 def test_the_real_cifar10_is_read_whole(tmp_path: Path) -> None:
     builder = _prepared.builder("cifar10", "3.0.2", REAL, download=False)
-    train, test = _prepared.images(builder, tmp_path)
+    train, test = _prepared.images(builder, tmp_path, SHAPE, MOST)
     for images, each in ((train, 5000), (test, 1000)):
         np.testing.assert_array_equal(np.bincount(images.labels), [each] * 10)
     assert train.images.shape == (50_000, 32, 32, 3)

@@ -35,9 +35,9 @@ def first_used(folder: Path, **options: Any) -> Path:
     used: list[Path] = []
     opened = Image.open
 
-    def spy(path: Path) -> Any:
+    def spy(path: Path, **options: Any) -> Any:
         used.append(path)
-        return opened(path)
+        return opened(path, **options)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Image, "open", spy)
@@ -176,8 +176,14 @@ def test_missing_images_name_both_places(tree: Path, tmp_path: Path) -> None:
 IMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "missing": (lambda path: path.unlink(), "the file .*jpg; it is not there"),
     "empty": (lambda path: path.write_bytes(b""), "data in .*jpg; the file is empty"),
-    "cut": (lambda path: os.truncate(path, 2000), "an image in .*jpg; it can't be decoded"),
-    "no image": (lambda path: path.write_text("text"), "an image in .*jpg; it can't be decoded"),
+    "cut": (
+        lambda path: os.truncate(path, 2000),
+        "JPEG or PNG image in .*jpg; it can't be decoded",
+    ),
+    "no image": (
+        lambda path: path.write_text("text"),
+        "JPEG or PNG image in .*jpg; it can't be decoded",
+    ),
     "of another size": (
         lambda path: Image.new("RGB", (60, 40)).save(path),
         "250 x 250 pixels in .*jpg; got 40 x 60",

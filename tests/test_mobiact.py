@@ -243,6 +243,7 @@ TABLES: dict[str, tuple[Callable[[Path], Any], str]] = {
         r"gender M or F in line 9 of .*sub3",
     ),
     "with another gender": (edit_readme(b"\xcc", b"?"), r"gender M or F in line 34 of .*sub28"),
+    "with a person twice": (edit_readme(b"|    2 |", b"|    1 |"), r"line 8 has ID 1 again"),
     "without a person": (edit_readme(b"|    2 |", b"|   99 |"), r"person 2 is not there"),
 }
 

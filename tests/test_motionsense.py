@@ -196,6 +196,7 @@ edit(lambda rows: [*rows[:9], "8,0.1,0.2,0.3"]),
         edit(lambda rows: [rows[0], "", "", ""]), r"rows below the header of .*; there are none"
     ),
     "with a NaN": (with_line(5, row("NaN")), r"got 'NaN' for 'gravity.z' in line 5"),
+    "with a number too large": (with_line(5, row("1e39")), r"got '1e39' for 'gravity.z' in line 5"),
     "with an infinity": (with_line(5, row("inf")), r"got 'inf' for 'gravity.z' in line 5"),
     "with a gap": (with_line(5, row("")), r"got '' for 'gravity.z' in line 5"),
     "with a word": (with_line(5, row("high")), r"got 'high' for 'gravity.z' in line 5"),

@@ -47,7 +47,7 @@ DEFINED = {
     "attacks.membership": "scores unit_scores",
     "attacks.sim": "Statistics Terms active circumcenter cosine direction_squared_norms directions "
     "measure mix_statistics observe passive scores statistics unit_cosine",
-    "checkpoint": "check_config exclusive latest restore run run_segments",
+    "checkpoint": "check_config conditions exclusive latest restore run run_segments",
     "client": "LocalResult LocalTraining LossFn check_result couples_examples local_training "
     "per_example_losses streamed",
     "cohort": "client_key default_chunk_size fold run zero_unless",

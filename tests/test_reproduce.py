@@ -39,20 +39,21 @@ def test_every_configuration_runs_and_has_its_section(
     assert setting.pop("quick")
     setting |= TOY
     out = tmp_path / "out"
-    problem = reproduce.run(setting, folder_of(setting["dataset"], tmp_path), out, synthetic)
+    folder = folder_of(setting["dataset"], tmp_path)
+    problem = reproduce.run(setting, folder, out, synthetic)
     assert problem is None
     written = (out / "summary.json").stat().st_mtime_ns
     # finished work is not run again
-    assert reproduce.run(setting, None, out, synthetic) is None
+    assert reproduce.run(setting, folder, out, synthetic) is None
     assert (out / "summary.json").stat().st_mtime_ns == written
 
     page = tmp_path / "docs" / "results.md"
-    entry = report.Entry(file.stem, title, out, synthetic, None)
-    missing = report.Entry("other", "Another set", tmp_path / "nowhere", False, "no data")
+    entry = report.Entry(file.stem, title, out, None)
+    missing = report.Entry("other", "Another set", tmp_path / "nowhere", "no data")
     report.write(page, [entry, missing], quick=False)
     text = page.read_text()
     assert f"## {title}" in text
-    assert ("**Planted data**" in text) == synthetic
+    assert ("**Planted data**" in text) == (synthetic or folder is not None)
     assert "## Another set\n\nNot run: no data" in text
     summary = json.loads((out / "summary.json").read_text())
     plain = summary["results"][0]
@@ -96,7 +97,7 @@ def test_claims_follow_from_the_intervals(attack: float, gap: float, verdicts: s
             ),
         ],
     }
-    entry = report.Entry("toy", "Toy", Path(), False, None)
+    entry = report.Entry("toy", "Toy", Path(), None)
     lines = report.claims([(entry, summary)]).splitlines()
     found = {
         line.split(" | ")[0][2:]: line.split(" | ")[-1].rstrip(" |")

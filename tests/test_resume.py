@@ -158,3 +158,8 @@ def test_a_stopped_evaluation_ends_like_one_that_was_not(tmp_path: Path) -> None
     assert resumed == whole
     assert len(resumed.splitlines()) == 2
     assert not (tmp_path / "stopped" / "checkpoints").exists()
+    summary = json.loads((tmp_path / "stopped" / "summary.json").read_bytes())
+    assert len(summary["sessions"]) == 2
+    seconds = [session["seconds"] for session in summary["sessions"]]
+    assert min(seconds) > 0
+    assert summary["seconds"] == pytest.approx(sum(seconds))

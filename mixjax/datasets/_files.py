@@ -1,7 +1,9 @@
-"""Files of datasets: what is missing, cut or broken is named, with what to do about it."""
+"""Files of datasets: what is missing, cut, broken or too large is named, with what to do about it.
+
+A file may come from anybody. None is read that is larger than the set's own could be.
+"""
 
 import importlib
-import math
 import os
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -10,6 +12,9 @@ from types import ModuleType
 import numpy as np
 
 from mixjax import _validate
+
+# of text and of one recording; the largest of the sets here has some 20 MB
+MOST_BYTES = 2**26
 
 
 def needed(module: str, extra: str) -> ModuleType:
@@ -43,18 +48,37 @@ def lines(path: Path, encodings: Sequence[str], remedy: str) -> list[str]:
 
 
 def read_bytes(path: Path, remedy: str) -> bytes:
+    check_file(path, remedy)
+    return path.read_bytes()
+
+
+def check_file(path: Path, remedy: str, most: int = MOST_BYTES) -> None:
+    """Refuse a file that is not there, empty, or larger than `most` bytes."""
     if not path.is_file():
         raise _validate.InputError(f"expected the file {path}; it is not there. {remedy}")
-    content = path.read_bytes()
-    if not content:
+    size = path.stat().st_size
+    if not size:
         raise _validate.InputError(f"expected data in {path}; the file is empty. {remedy}")
-    return content
+    if size > most:
+        raise _validate.InputError(
+            f"expected at most {most:,} bytes in {path}; got {size:,}. {remedy}"
+        )
+
+
+def is_count(text: str) -> bool:
+    """Whether a text is a whole number from 0 that 32 bits hold."""
+    return text.isdecimal() and len(text) <= 9
+
+
+def shown(text: str) -> str:
+    """What a message shows of a text: no more than a line of it."""
+    return repr(text if len(text) <= 80 else f"{text[:80]}...")
 
 
 def read_table(
     path: Path, header: Sequence[str], *, text: str | None = None, remedy: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A CSV file with a known header and a finite number in each cell.
+    """A CSV file with a known header and a number that float32 holds in each cell.
 
     A byte order mark, CRLF and a missing final newline are accepted.
 
@@ -73,8 +97,7 @@ def read_table(
     """
     pyarrow = needed("pyarrow", "experiments")
     csv = needed("pyarrow.csv", "experiments")
-    if not path.is_file() or not path.stat().st_size:
-        read_bytes(path, remedy)
+    check_file(path, remedy)
     check_header(path, header, remedy)
     word = pyarrow.dictionary(pyarrow.int32(), pyarrow.string())
     types = {name: word if name == text else pyarrow.float64() for name in header}
@@ -89,7 +112,7 @@ def read_table(
     numbers = np.empty((table.num_rows, len(header) - (text is not None)))
     for column, name in enumerate(name for name in header if name != text):
         numbers[:, column] = table[name].to_numpy()
-    if table.num_rows == 0 or not np.isfinite(numbers.sum()):
+    if table.num_rows == 0 or not np.abs(numbers).max() <= _validate.FLOAT_MAX:
         raise _bad_row(path, header, text, remedy, "others")
     if text is None:
         return numbers, np.empty(0, str)
@@ -102,8 +125,8 @@ def check_header(path: Path, header: Sequence[str], remedy: str) -> None:
         first = file.readline().rstrip("\r\n")
     if first.split(",") != list(header):
         raise _validate.InputError(
-            f"expected the header {','.join(header)!r} in line 1 of {path}; got {first[:200]!r}. "
-            f"{remedy}"
+            f"expected the header {','.join(header)!r} in line 1 of {path}; got "
+            f"{shown(first)}. {remedy}"
         )
 
 
@@ -140,11 +163,11 @@ def _fault(path: Path, header: Sequence[str], text: str | None) -> str | None:
                 if name == text:
                     continue
                 try:
-                    finite = math.isfinite(float(cell))
+                    finite = abs(float(cell)) <= _validate.FLOAT_MAX
                 except ValueError:
                     finite = False
                 if not finite:
-                    return f"{cell!r} for {name!r} in line {number}"
+                    return f"{shown(cell)} for {name!r} in line {number}"
     return None
 
 

@@ -1,22 +1,31 @@
 """Sets that TensorFlow Datasets has prepared, and decoded copies of them."""
 
+import contextlib
 import hashlib
+import json
+import math
 import os
+import re
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
 from mixjax import _validate
 from mixjax._files import replacing
-from mixjax.datasets import _files
+from mixjax.datasets import _files, _pixels
 from mixjax.datasets._images import Images
 
 PathLike = str | os.PathLike[str]
 BATCH = 500
+# of both sets of images
+CLASSES = 10
+REMEDY = "Delete the set's folder and prepare it again."
+# TensorFlow Datasets imports the module of any other name that features.json has
+FEATURE = re.compile(r"tensorflow_datasets\.core\.features(\.\w+)+")
 
 
 def root(data_dir: PathLike | None) -> Path:
@@ -55,11 +64,52 @@ def builder(
             "folder that has them with data_dir, or let download=True fetch and prepare them "
             f'(this needs pip install "mixjax[prepare]").{otherwise}'
         )
-    return tfds.builder_from_directory(folder)
+    _check_features(folder / "features.json")
+    try:
+        return tfds.builder_from_directory(folder)
+    except Exception as error:  # whatever its parsers raise
+        raise _validate.InputError(
+            f"expected dataset_info.json and features.json of TensorFlow Datasets in {folder}; "
+            f"got {type(error).__name__}: {error}. {REMEDY}"
+        ) from error
 
 
-def source(builder: Any, split: str, **options: Any) -> Any:
-    """Random access to a split's examples."""
+def _check_features(path: Path) -> None:
+    """Refuse features that are not TensorFlow Datasets' own: their modules would be run."""
+    try:
+        content = json.loads(_files.read_bytes(path, REMEDY))
+        foreign = [name for name in _class_names(content) if not FEATURE.fullmatch(name)]
+    except (ValueError, RecursionError) as error:
+        raise _validate.InputError(f"expected JSON in {path}; got {error}. {REMEDY}") from None
+    if foreign:
+        raise _validate.InputError(
+            f"expected only features of TensorFlow Datasets itself in {path}; got "
+            f"{_files.shown(foreign[0])}, a module of which would be run. {REMEDY}"
+        )
+
+
+def _class_names(content: Any) -> Iterator[str]:
+    """The names of classes in all notations, also in JSON that is a text inside of JSON."""
+    if isinstance(content, str):
+        with contextlib.suppress(ValueError):
+            inner = json.loads(content)
+            if not isinstance(inner, str):
+                yield from _class_names(inner)
+    elif isinstance(content, list):
+        for inner in content:
+            yield from _class_names(inner)
+    elif isinstance(content, dict):
+        for key, inner in content.items():
+            if key in ("pythonClassName", "python_class_name", "type") and isinstance(inner, str):
+                yield inner
+            yield from _class_names(inner)
+
+
+def source(builder: Any, split: str, most: int, label: str) -> Any:
+    """Random access to a split's examples, at most so many, with images as they are encoded.
+
+    `label` is the kind of feature that labels are.
+    """
     folder = builder.data_dir
     if split not in builder.info.splits:
         raise _validate.InputError(
@@ -72,14 +122,36 @@ def source(builder: Any, split: str, **options: Any) -> Any:
             f"expected the file {missing[0]}, named by {folder}/dataset_info.json; it is not "
             "there. Delete this folder and prepare the set again."
         )
+    tfds = _files.needed("tensorflow_datasets", "experiments")
+    has_image = "image" in _features(builder)
+    decoders = {"image": tfds.decode.SkipDecoding()} if has_image else None
     try:
-        return builder.as_data_source(split=split, **options)
+        examples = builder.as_data_source(split=split, decoders=decoders)
     except NotImplementedError:
         raise _validate.InputError(
             f"expected {folder} in the format array_record; got "
             f"{builder.info.file_format.value}, which can't be read without TensorFlow. Prepare "
             'the set with tfds.builder(..., file_format="array_record").'
         ) from None
+    if len(examples) > most:
+        raise _validate.InputError(
+            f"expected at most {most:,} examples of {split!r} in {folder}; got "
+            f"{len(examples):,}. {REMEDY}"
+        )
+    for name, kind in (("image", "Image"), ("label", label)):
+        found = _features(builder).get(name)
+        if not isinstance(found, getattr(tfds.features, kind)):
+            raise _validate.InputError(
+                f"expected the feature {name!r} of {folder} to be {kind}; got "
+                f"{type(found).__name__}. {REMEDY}"
+            )
+    return examples
+
+
+def _features(builder: Any) -> dict[str, Any]:
+    """By name; a set may also have a single one without."""
+    features = builder.info.features
+    return dict(features.items()) if hasattr(features, "items") else {}
 
 
 def read(examples: Any, indices: Sequence[int], what: str) -> Iterator[Any]:
@@ -95,24 +167,45 @@ def read(examples: Any, indices: Sequence[int], what: str) -> Iterator[Any]:
             except Exception as error:  # whatever array_record, protobuf or the decoder raise
                 raise _validate.InputError(
                     f"expected examples {batch[0]} to {batch[-1]} of {what} to be readable; got "
-                    f"{type(error).__name__}: {error}. Delete the set's folder and prepare it "
-                    "again."
+                    f"{type(error).__name__}: {error}. {REMEDY}"
                 ) from error
             yield from decoded
             bar.update(len(batch))
 
 
-def images(builder: Any, cache_dir: PathLike | None) -> tuple[Images, Images]:
-    """All images of the splits train and test, decoded once and then taken from the cache."""
+def images(
+    builder: Any,
+    cache_dir: PathLike | None,
+    shape: tuple[int, int, int],
+    most: Mapping[str, int],
+) -> tuple[Images, Images]:
+    """All images of the splits train and test, decoded once and then taken from the cache.
+
+    Args:
+      builder: see `builder`.
+      cache_dir: see `cache_folder`.
+      shape: an image's height, width and channels.
+      most: how many images each split may have.
+    """
     splits = ("train", "test")
-    sources = {split: source(builder, split) for split in splits}
+    sources = {split: source(builder, split, most[split], "ClassLabel") for split in splits}
 
     def decode() -> dict[str, np.ndarray]:
-        arrays = {}
+        arrays: dict[str, np.ndarray] = {}
         for split, examples in sources.items():
-            decoded = list(read(examples, range(len(examples)), f"{builder.name} {split}"))
-            arrays[f"{split}_images"] = np.stack([example["image"] for example in decoded])
-            arrays[f"{split}_labels"] = np.array([example["label"] for example in decoded])
+            what = f"{builder.name} {split}"
+            pixels = np.empty((len(examples), *shape), np.uint8)
+            labels = np.empty(len(examples), np.int64)
+            for index, example in enumerate(read(examples, range(len(examples)), what)):
+                where = f"example {index} of {what}"
+                pixels[index] = _pixels.decode(example["image"], shape, where, REMEDY)
+                labels[index] = example["label"]
+            if len(labels) and not 0 <= labels.min() <= labels.max() < CLASSES:
+                raise _validate.InputError(
+                    f"expected labels in 0..{CLASSES - 1} of {what}; got {labels.min()} to "
+                    f"{labels.max()}. {REMEDY}"
+                )
+            arrays[f"{split}_images"], arrays[f"{split}_labels"] = pixels, labels
         return arrays
 
     paths = [Path(path) for split in splits for path in builder.info.splits[split].filepaths]
@@ -139,6 +232,25 @@ def cache_folder(cache_dir: PathLike | None) -> Path:
     return Path(_files.needed("platformdirs", "experiments").user_cache_dir("mixjax"))
 
 
+def _check_stored(file: IO[bytes]) -> None:
+    """Refuse arrays that are larger than the file: none of ours is compressed."""
+    headers = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }
+    with zipfile.ZipFile(file) as archive:
+        for info in archive.infolist():
+            with archive.open(info) as member:
+                read_header = headers.get(np.lib.format.read_magic(member))
+                if read_header is None:
+                    raise ValueError(f"{info.filename} is of another version")
+                shape, _, dtype = read_header(member)
+                needed = math.prod(shape) * dtype.itemsize
+                if needed != info.compress_size - member.tell():
+                    raise ValueError(f"{info.filename} says it has {needed} bytes")
+    file.seek(0)
+
+
 def cached(path: Path, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     """Arrays from an npz file, whose checksums are verified; made and written when not there.
 
@@ -146,11 +258,13 @@ def cached(path: Path, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, n
     with a warning.
     """
     try:
-        with path.open("rb") as file, np.load(file) as arrays:
-            return dict(arrays)
+        with path.open("rb") as file:
+            _check_stored(file)
+            with np.load(file) as arrays:
+                return dict(arrays)
     except (FileNotFoundError, NotADirectoryError):
         pass
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
         warnings.warn(f"{path} is broken ({error}) and is made again.", stacklevel=2)
     arrays = make()
     try:

@@ -6,6 +6,8 @@ from mixjax.data import Dataset
 from mixjax.datasets import _images, _prepared
 
 VERSION = "3.0.2"
+SHAPE = (32, 32, 3)
+MOST = {"train": 50_000, "test": 10_000}
 GROUPS = {
     "vehicles": (0, 1, 8, 9),
     "deer, bird, frog": (4, 2, 6),
@@ -50,7 +52,7 @@ def cifar10(
     Source: Krizhevsky 2009. The groups are our reading of MixNN (arXiv:2109.12550).
     """
     builder = _prepared.builder("cifar10", VERSION, data_dir, download=download)
-    train, test = _prepared.images(builder, cache_dir)
+    train, test = _prepared.images(builder, cache_dir, SHAPE, MOST)
     return _images.by_preference(
         train,
         test,

@@ -25,6 +25,8 @@ CLASSES = (
     "Bag",
     "Ankle boot",
 )
+SIZE = (28, 28)
+MOST = {"train": 60_000, "test": 10_000}
 GROUPS = {
     "tops": (0, 2, 4, 6),
     "trousers, dresses, bags": (1, 3, 8),
@@ -91,7 +93,7 @@ def fashion_mnist(
             download=download,
             otherwise=f" Or put the IDX files train-images-idx3-ubyte.gz, ... into {folder}.",
         )
-        train, test = _prepared.images(builder, cache_dir)
+        train, test = _prepared.images(builder, cache_dir, (*SIZE, 1), MOST)
     return _images.by_preference(
         train,
         test,
@@ -109,11 +111,6 @@ def _read_split(folder: Path, split: str) -> _images.Images:
     images_name, labels_name = FILES[split]
     images = _read_idx(folder / images_name, 3)
     labels = _read_idx(folder / labels_name, 1)
-    if images.shape[1:] != (28, 28):
-        raise _validate.InputError(
-            f"expected images of 28 x 28 pixels in {folder / images_name}; got "
-            f"{images.shape[1]} x {images.shape[2]}. {REMEDY}"
-        )
     if len(images) != len(labels):
         raise _validate.InputError(
             f"expected a label for each of the {len(images)} images of {images_name} in {folder}; "
@@ -127,25 +124,51 @@ def _read_split(folder: Path, split: str) -> _images.Images:
 
 
 def _read_idx(path: Path, dimensions: int) -> np.ndarray:
-    """An IDX file of bytes: 0, 0, 8, the number of dimensions, their lengths, the values."""
-    compressed = _files.read_bytes(path, REMEDY)
+    """An IDX file of bytes: 0, 0, 8, the number of dimensions, their lengths, the values.
+
+    No more is decompressed than the header announces, and a byte that tells whether there is more.
+    """
+    _files.check_file(path, REMEDY)
     try:
-        content = gzip.decompress(compressed)
+        with gzip.open(path) as file:
+            shape = _read_shape(file, path, dimensions)
+            expected = math.prod(shape)
+            content = file.read(expected + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise _validate.InputError(
             f"expected gzip data in {path}; it is cut or corrupted ({error}). {REMEDY}"
         ) from None
+    if len(content) != expected:
+        came = f"{len(content)}: it is cut" if len(content) < expected else "more"
+        raise _validate.InputError(
+            f"expected {expected} values in {path}, as its header says; got {came}. {REMEDY}"
+        )
+    return np.frombuffer(content, np.uint8).reshape(shape)
+
+
+def _read_shape(file: gzip.GzipFile, path: Path, dimensions: int) -> tuple[int, ...]:
+    """The lengths in an IDX file's header, of images or labels of this set."""
     magic = bytes((0, 0, 8, dimensions))
-    if content[:4] != magic:
+    header = file.read(4 + 4 * dimensions)
+    if header[:4] != magic:
         raise _validate.InputError(
             f"expected an IDX file of magic number 0x{magic.hex()} in {path}; got "
-            f"0x{content[:4].hex()}. {REMEDY}"
+            f"0x{header[:4].hex()}. {REMEDY}"
         )
-    start = 4 + 4 * dimensions
-    shape = tuple(np.frombuffer(content[4:start].ljust(4 * dimensions, b"\0"), ">u4").tolist())
-    if len(content) - start != math.prod(shape):
+    if len(header) < 4 + 4 * dimensions:
         raise _validate.InputError(
-            f"expected {math.prod(shape)} values in {path}, as its header says; got "
-            f"{len(content) - start}: it is cut. {REMEDY}"
+            f"expected a header of {4 + 4 * dimensions} bytes in {path}; got {len(header)}: it is "
+            f"cut. {REMEDY}"
         )
-    return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
+    count, *size = np.frombuffer(header, ">u4", offset=4).tolist()
+    if tuple(size) != SIZE[: dimensions - 1]:
+        raise _validate.InputError(
+            f"expected images of {SIZE[0]} x {SIZE[1]} pixels in {path}; got "
+            f"{' x '.join(map(str, size))}. {REMEDY}"
+        )
+    if count > max(MOST.values()):
+        raise _validate.InputError(
+            f"expected at most {max(MOST.values())} images or labels in {path}; its header says "
+            f"{count}. {REMEDY}"
+        )
+    return (count, *size)

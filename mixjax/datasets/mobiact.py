@@ -209,13 +209,18 @@ def read_people(data_dir: str | os.PathLike[str]) -> dict[int, Person]:
     persons = {}
     for number in range(start, end):
         row = cells[number]
-        numeric = len(row) == 7 and all(row[n].isdecimal() for n in (0, 3, 4, 5))
+        numeric = len(row) == 7 and all(_files.is_count(row[n]) for n in (0, 3, 4, 5))
         if not numeric or row[6] not in genders:
             raise _validate.InputError(
                 f"expected numbers for ID, age, height and weight and the gender M or F in line "
-                f"{number + 1} of {path}; got {rows[number]!r}. {REMEDY}"
+                f"{number + 1} of {path}; got {_files.shown(rows[number])}. {REMEDY}"
             )
         person = Person(int(row[0]), int(row[3]), int(row[4]), int(row[5]), genders[row[6]])
+        if person.number in persons:
+            raise _validate.InputError(
+                f"expected each person once in {path}; line {number + 1} has ID {person.number} "
+                f"again. {REMEDY}"
+            )
         persons[person.number] = person
     return persons
 
@@ -286,8 +291,8 @@ def read_recording(path: Path) -> tuple[np.ndarray, np.ndarray]:
     if unknown:
         first = int(np.flatnonzero(words == unknown[0])[0])
         raise _validate.InputError(
-            f"expected labels of {', '.join(LABELS)} in {path}; got {str(unknown[0])!r} in line "
-            f"{first + 2}. {REMEDY}"
+            f"expected labels of {', '.join(LABELS)} in {path}; got "
+            f"{_files.shown(str(unknown[0]))} in line {first + 2}. {REMEDY}"
         )
     codes = np.array([LABELS.index(name) for name in names])
     return numbers[:, 2:], codes[of_sample]

@@ -153,17 +153,19 @@ def read_people(data_dir: str | os.PathLike[str], people: int = PEOPLE) -> list[
     expected = "code,weight,height,age,gender"
     if header.strip() != expected:
         raise _validate.InputError(
-            f"expected the header {expected!r} in line 1 of {path}; got {header!r}. {REMEDY}"
+            f"expected the header {expected!r} in line 1 of {path}; got {_files.shown(header)}. "
+            f"{REMEDY}"
         )
     persons: dict[int, Person] = {}
     for number, row in enumerate(rows, 2):
         if not row.strip():
             continue
         cells = [cell.strip() for cell in row.split(",")]
-        if len(cells) != 5 or not all(cell.isdecimal() for cell in cells) or cells[4] not in "01":
+        numbers = len(cells) == 5 and all(map(_files.is_count, cells))
+        if not numbers or cells[4] not in ("0", "1"):
             raise _validate.InputError(
                 f"expected five whole numbers, the last 0 or 1, in line {number} of {path}; got "
-                f"{row!r}. {REMEDY}"
+                f"{_files.shown(row)}. {REMEDY}"
             )
         person = Person(*map(int, cells))
         if person.code in persons:

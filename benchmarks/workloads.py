@@ -89,7 +89,12 @@ def federation(
     return mx.federation.fedavg(
         local,
         defence=mx.defences.mixnn(),
-        attack=mx.attacks.sim.passive(_without_examples(ATTRIBUTES), mesh=mesh),
+        attack=mx.attacks.sim.passive(
+            _without_examples(ATTRIBUTES)._replace(
+                examples=jax.tree.map(lambda leaf: leaf[:ATTRIBUTES], pool)
+            ),
+            mesh=mesh,
+        ),
         mesh=mesh,
     )
 

@@ -215,12 +215,14 @@ def streamed(
       examples_fn: `client_id -> examples`, traced: it generates them or indexes an array.
 
     Returns:
-      Local training that ignores `data.examples`.
+      Local training that makes the examples of data without any; others it trains on as they are.
     """
     _validate.check_callable(local, "local training such as client.local_training(...)")
     _validate.check_callable(examples_fn, "a function from a client's id to its examples")
 
     def train(key: PRNGKey, params: Params, data: ClientData) -> LocalResult:
+        if jax.tree.leaves(data.examples):
+            return local(key, params, data)
         return local(key, params, data._replace(examples=examples_fn(data.ids)))
 
     return train

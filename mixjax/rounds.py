@@ -133,11 +133,24 @@ def first_memories(
 def prepare(
     key: PRNGKey, attack: Attack, memory: Memory, params: Params, local: LocalTraining
 ) -> Probe:
-    """What the server prepares, of which the clients get `Probe.params`."""
+    """What the server prepares, of which the clients get `Probe.params`.
+
+    The local training that it is given trains on the server's own examples alone: where the
+    clients' are streamed, ids would fetch them.
+    """
     if attack.prepare is None:
         return Probe(params)
+
+    def on_own_examples(key: PRNGKey, params: Params, data: ClientData) -> client_lib.LocalResult:
+        if not jax.tree.leaves(data.examples):
+            raise _validate.InputError(
+                "expected an attack that trains on examples of its own; got data without any. Put "
+                "the auxiliary people's into ClientData.examples: participants' can't be streamed."
+            )
+        return local(key, params, data)
+
     memories = () if attack.init is None else (memory,)
-    probe = attack.prepare(key, *memories, params, local)
+    probe = attack.prepare(key, *memories, params, on_own_examples)
     if not isinstance(probe, Probe):
         raise _validate.InputError(
             f"expected attack.prepare to return an attacks.Probe; got {type(probe).__name__}."
@@ -301,18 +314,18 @@ def aggregate(
     else:
         correction = jnp.maximum(jnp.sum(active), 1).astype(jnp.float32) / weight_sum
         rows = jax.tree.map(lambda leaf: times(leaf, correction), forwarded)
-    result = (memory, None)
     if aggregation.init is None:
-        result = memory, aggregation.reduce(rows, active)
+        after, mean = memory, aggregation.reduce(rows, active)
     else:
         result = aggregation.reduce(key, memory, rows, active)
         _validate.check_remembered(result, memory, "aggregate", "an aggregate")
-    came, like = jax.tree.map(jnp.shape, result[1]), jax.tree.map(lambda leaf: leaf.shape[1:], rows)
+        after, mean = result
+    came, like = jax.tree.map(jnp.shape, mean), jax.tree.map(lambda leaf: leaf.shape[1:], rows)
     if came != like:
         raise _validate.InputError(
             f"expected an aggregate shaped like one update, {like}; got {came}."
         )
-    return result
+    return after, mean
 
 
 def take_step(

@@ -59,7 +59,7 @@ def draws() -> dict[str, Any]:
 
 
 def arrays() -> dict[str, np.ndarray]:
-    return {name: np.asarray(value) for name, value in draws().items()}
+    return {name: np.asarray(value) for name, value in jax.jit(draws)().items()}
 
 
 def test_64_bit_mode_draws_the_same_and_keeps_the_laws() -> None:

@@ -59,7 +59,7 @@ def test_a_streamed_federation_runs_with_mixing_and_attack() -> None:
     for local, examples in ((LOCAL, data.examples), (streamed, ())):
         cohort_data = data._replace(examples=examples)
         auxiliary = mx.data.take(data, [0, 1])._replace(
-            examples=jax.tree.map(lambda leaf: leaf[:2], pool) if examples else ()
+            examples=jax.tree.map(lambda leaf: leaf[:2], pool)
         )
         federation = mx.federation.fedavg(
             local, defence=mx.defences.mixnn(), attack=mx.attacks.sim.passive(auxiliary)

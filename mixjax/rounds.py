@@ -247,7 +247,7 @@ def train(
         client_lib.check_result(result, probe.params)
         update = perturb(keys.perturb, result.update)
         weighted = jax.tree.map(lambda leaf: times(leaf, weight), update)
-        # the weighted update is judged: with two arrays a client a run of a million takes 8 GB, not 2
+        # the weighted update is judged: with two arrays a client a million take 8 GB, not 2
         longest = None if max_norm is None else max_norm * weight
         sound = data.active & faults.is_sound(weighted, weighted, clients, longest)
         measured = None

@@ -1,8 +1,10 @@
 """Attacks on what the server sees of a round."""
 
+from mixjax.attacks import channels as channels
 from mixjax.attacks import membership as membership
 from mixjax.attacks import sim as sim
+from mixjax.attacks import unmix as unmix
 from mixjax.attacks.base import Attack as Attack
 from mixjax.attacks.base import Probe as Probe
 
-__all__ = ["Attack", "Probe", "membership", "sim"]
+__all__ = ["Attack", "Probe", "channels", "membership", "sim", "unmix"]

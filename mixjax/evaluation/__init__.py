@@ -20,6 +20,9 @@ from mixjax.evaluation.accuracies import guesses as guesses
 from mixjax.evaluation.accuracies import permuted_attribution as permuted_attribution
 from mixjax.evaluation.accuracies import set_level as set_level
 from mixjax.evaluation.accuracies import unit_level as unit_level
+from mixjax.evaluation.assemblies import exact_assemblies as exact_assemblies
+from mixjax.evaluation.assemblies import joined_share as joined_share
+from mixjax.evaluation.assemblies import owners as owners
 from mixjax.evaluation.intervals import Interval as Interval
 from mixjax.evaluation.intervals import bootstrap as bootstrap
 from mixjax.evaluation.intervals import wilson as wilson
@@ -38,9 +41,12 @@ __all__ = [
     "balanced_accuracy",
     "bootstrap",
     "chance",
+    "exact_assemblies",
     "guesses",
+    "joined_share",
     "membership_auc",
     "neighbours",
+    "owners",
     "permuted_attribution",
     "relink_rank",
     "set_level",

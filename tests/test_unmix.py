@@ -188,7 +188,7 @@ def test_a_graph_that_is_wrong_is_no_symmetry() -> None:
 
 @pytest.mark.parametrize("name", ["mlp", "sensors"])
 def test_pairs_of_layers_are_the_same_graph(name: str) -> None:
-    model, params, graph, inputs = setting(name)
+    _model, params, graph, _inputs = setting(name)
     names = [hidden.name for hidden in graph.hidden]
     last = "dense/Dense_1" if name != "mlp" else "Dense_2"
     pairs = list(zip(names, [*names[1:], last], strict=True))
@@ -198,7 +198,7 @@ def test_pairs_of_layers_are_the_same_graph(name: str) -> None:
 
 
 def test_outputs_first_is_the_same_law() -> None:
-    model, params, graph, inputs = setting("mlp")
+    _model, params, graph, _inputs = setting("mlp")
     updates = updates_of("mlp", 0.02, 3)
     first = [{"w": layer["kernel"].T, "b": layer["bias"]} for layer in params.values()]
     moved = [
@@ -244,7 +244,7 @@ def test_whole_updates_are_joined(name: str) -> None:
 
 
 def test_what_is_joined_does_not_depend_on_the_slots() -> None:
-    model, params, graph, inputs = setting("sensors")
+    _model, params, graph, _inputs = setting("sensors")
     units = mx.units.partition(params)
     # too much training for the law: some are joined wrongly, and always the same
     updates = updates_of("sensors", 0.5, 12)
@@ -305,7 +305,7 @@ def test_a_federation_is_unmixed_round_by_round_and_replayed() -> None:
 
 
 def test_the_attribute_attack_on_assemblies_is_that_of_plain_learning() -> None:
-    model, params, graph, inputs = setting("sensors")
+    _model, params, graph, _inputs = setting("sensors")
     updates = updates_of("sensors", 0.02, 3)
     directions = jax.tree.map(lambda leaf: leaf[:2], updates)
     units = mx.units.partition(params)

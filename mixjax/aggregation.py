@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array
 
 from mixjax import _axes, _validate
-from mixjax.types import Active, Memory, Params, Updates, Weights, floating
+from mixjax.types import Active, Memory, Params, Updates, Weights, floating, widest
 from mixjax.types import wide as wide_dtype
 
 
@@ -94,9 +94,10 @@ def relative_weights(weights: Weights, active: Active | None = None) -> Weights:
     clients = (getattr(weights, "shape", ()) or (0,))[0]
     _check_weights(weights, clients)
     active = _all_active(active, clients)
-    weights = jnp.where(active, weights, 0).astype(jnp.float32)
+    weights = jnp.where(active, weights, 0)
+    weights = weights.astype(wide_dtype(weights.dtype))
     _check_weights(weights, clients)
-    return weights * (jnp.sum(active, dtype=jnp.float32) / jnp.sum(weights))
+    return weights * (jnp.sum(active, dtype=weights.dtype) / jnp.sum(weights))
 
 
 def scale(updates: Updates, weights: Weights, active: Active | None = None) -> Updates:
@@ -205,9 +206,10 @@ def krum(
     _check_krum(active, clients, byzantine, select)
     # distances to the mean first: a part common to all would drown the differences in rounding
     center = mean(updates, active)
-    gram = jnp.zeros((clients, clients))
+    dtype = widest(updates)
+    gram = jnp.zeros((clients, clients), dtype)
     for leaf, middle in zip(jax.tree.leaves(updates), jax.tree.leaves(center), strict=True):
-        rows = leaf.astype(jnp.float32) - middle.astype(jnp.float32)[None]
+        rows = leaf.astype(dtype) - middle.astype(dtype)[None]
         rows = jnp.where(active[:, None], rows.reshape(clients, -1), 0)
         gram += jnp.matmul(rows, rows.T, precision=jax.lax.Precision.HIGHEST)
     squares = jnp.diagonal(gram)

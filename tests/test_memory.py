@@ -9,11 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import single
 
 import mixjax as mx
 from mixjax import _memory
 
-PARAMS = {"a": {"w": jnp.ones((8, 8))}, "b": {"w": jnp.ones(64)}}
+PARAMS = single({"a": {"w": jnp.ones((8, 8))}, "b": {"w": jnp.ones(64)}})
 MODEL = 2 * 64 * 4
 CLIENTS, ROUNDS = 10, 3
 DATA = mx.data.stack([{"x": np.ones((2, 2), np.float32)}] * CLIENTS)

@@ -53,11 +53,14 @@ class Aggregation:
       additive: whether it follows from the mean of the forwarded updates alone. A federation then
         sums them as they come, makes no stack, and hands over their mean as the only row.
       init: `params -> memory` before the first round; None remembers nothing.
+      whole: whether it needs whole updates at once and not leaf by leaf, as `krum` does: a run
+        that can't hold the stack twice is then refused.
     """
 
     reduce: Callable[..., Any]
     additive: bool = False
     init: Callable[[Params], Memory] | None = None
+    whole: bool = False
 
     def __post_init__(self) -> None:
         # what `help` shows of an aggregation that is a public name
@@ -75,10 +78,13 @@ def as_aggregation(value: Any) -> Aggregation:
     """An aggregation as it is, a plain `Reduce` as one that has no memory and needs the stack."""
     what = "an aggregation such as aggregation.mean"
     _validate.check_callable(value, what)
-    whole = value if isinstance(value, Aggregation) else Aggregation(value)
-    memory = () if whole.init is None else ("key", "memory")
-    _validate.check_signature(whole.reduce, (*memory, "updates", "active"), what)
-    return whole
+    if isinstance(value, Aggregation):
+        made = value
+    else:
+        made = Aggregation(value, whole=getattr(value, "func", value) is krum)
+    memory = () if made.init is None else ("key", "memory")
+    _validate.check_signature(made.reduce, (*memory, "updates", "active"), what)
+    return made
 
 
 def relative_weights(weights: Weights, active: Active | None = None) -> Weights:

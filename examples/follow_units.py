@@ -42,7 +42,7 @@ def follow_units(width: int = 64) -> mx.attacks.Attack:
 
     def init(params: Any, units: mx.units.Units, clients: int) -> Tracks:
         shape = (clients, len(units.names))
-        return Tracks(jnp.zeros((*shape, width)), jnp.zeros(shape, bool))
+        return Tracks(jnp.zeros((*shape, width), jnp.float32), jnp.zeros(shape, bool))
 
     def prepare(key: Any, memory: Tracks, params: Any, local: Any) -> mx.attacks.Probe:
         # the same directions in every round, or no two could be compared

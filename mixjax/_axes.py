@@ -207,6 +207,14 @@ def check_cohort(data: Any, what: str = "the cohort", axis: str = "clients") -> 
     if not _validate.concrete(data.active) or not _validate.concrete(data.counts):
         return clients
     check_active(data.active, clients)
+    if _validate.concrete(data.ids):
+        ids = np.asarray(data.ids)
+        wide = np.flatnonzero((ids < -(2**31)) | (ids >= 2**32))
+        if wide.size:
+            raise _validate.InputError(
+                f"expected ids that fit 32 bits, which the keys of clients follow from, in {what}; "
+                f"got {ids[wide[0]]}. Number the clients."
+            )
     counts = np.asarray(data.counts)
     if not _validate.named_leaves(data.examples):
         # streamed: the examples are made where they are used

@@ -23,7 +23,8 @@ def check(parts: Any, state: Any, data: ClientData, count: int) -> None:
         clients,
         parts.chunk_size,
         parts.mesh,
-        stacks=parts.stacked * (1 + (count if parts.keep_updates else 1)),
+        updates=_update_bytes(parts, state.params, clients, count),
+        beside=_memory.tree_bytes((state, data)) + 4 * count * clients * columns,
         advice="aggregation.mean without keep_updates makes no stack of updates. Or run fewer "
         "rounds at once, or fewer clients.",
     )
@@ -36,6 +37,24 @@ def check(parts: Any, state: Any, data: ClientData, count: int) -> None:
                 parts.mix, jax.random.key(0), state.memories.mix, active, columns
             )
             _axes.check_permutations(origins, active, columns)
+
+
+def _update_bytes(parts: Any, params: Any, clients: int, count: int) -> int:
+    """The stacks of updates at a run's peak, as compiled programs plan them; at most that much.
+
+    A leaf's memory is free once it is mixed, unless whole updates are needed at once.
+    """
+    if not parts.stacked:
+        return 0
+    stack = clients * _memory.tree_bytes(params)
+    leaf = clients * max(_memory.tree_bytes(leaf) for leaf in jax.tree.leaves(params))
+    additive, whole = parts.aggregate.additive, parts.aggregate.whole
+    if not parts.keep_updates:
+        return stack + (stack if whole else leaf)
+    if count == 1:
+        return stack + (leaf if additive else stack)
+    # the records of all rounds besides
+    return (count + 1) * stack + (0 if additive else stack if whole else leaf)
 
 
 def _check_state(parts: Any, state: Any) -> None:

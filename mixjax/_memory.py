@@ -64,7 +64,8 @@ def _read_limit(path: Path) -> int | None:
 
 
 def tree_bytes(tree: Any) -> int:
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+    shapes = jax.eval_shape(lambda tree: tree, tree)
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
 
 
 def check_memory(needed: int, what: str, advice: str, mesh: jax.sharding.Mesh | None) -> None:
@@ -83,20 +84,34 @@ def check_stack_memory(
     chunk_size: int | None,
     mesh: jax.sharding.Mesh | None,
     *,
-    stacks: int,
+    updates: int,
+    beside: int,
     advice: str,
 ) -> None:
-    """Stacks of every client's update, and the parameters and gradients of a chunk of clients."""
+    """Refuse stacks of updates, or a chunk of clients' parameters and gradients, that can't fit.
+
+    Args:
+      params: the model.
+      clients: of the cohort.
+      chunk_size: see `cohort.fold`.
+      mesh: see `cohort.fold`.
+      updates: bytes of stacked updates at the run's peak.
+      beside: bytes of all that is there throughout, such as the cohort.
+      advice: the way out of too large a stack.
+    """
     if chunk_size is not None:
         _validate.check_positive(chunk_size, "chunk_size", integer=True)
     model = tree_bytes(params)
-    size = clients * model
     check_memory(
-        stacks * size, f"{stacks} x {clients} clients x {model:,} bytes of updates", advice, mesh
+        updates + beside,
+        f"a run of {clients} clients x {model:,} bytes of updates, {updates:,} bytes at its peak, "
+        f"and {beside:,} of cohort, state and origins,",
+        advice,
+        mesh,
     )
     chunk = min(chunk_size or 1, clients)
     check_memory(
-        2 * chunk * model,
+        min(updates, clients * model) + beside + 2 * chunk * model,
         f"training {chunk} clients of {model:,} bytes at once",
         "Pass a smaller chunk_size.",
         mesh,

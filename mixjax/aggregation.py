@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array
 
 from mixjax import _axes, _validate
-from mixjax.types import Active, Memory, Params, Updates, Weights, floating
+from mixjax.types import Active, Memory, Params, Updates, Weights, floating, widest
 from mixjax.types import wide as wide_dtype
 
 
@@ -53,11 +53,14 @@ class Aggregation:
       additive: whether it follows from the mean of the forwarded updates alone. A federation then
         sums them as they come, makes no stack, and hands over their mean as the only row.
       init: `params -> memory` before the first round; None remembers nothing.
+      whole: whether it needs whole updates at once and not leaf by leaf, as `krum` does: a run
+        that can't hold the stack twice is then refused.
     """
 
     reduce: Callable[..., Any]
     additive: bool = False
     init: Callable[[Params], Memory] | None = None
+    whole: bool = False
 
     def __post_init__(self) -> None:
         # what `help` shows of an aggregation that is a public name
@@ -75,10 +78,13 @@ def as_aggregation(value: Any) -> Aggregation:
     """An aggregation as it is, a plain `Reduce` as one that has no memory and needs the stack."""
     what = "an aggregation such as aggregation.mean"
     _validate.check_callable(value, what)
-    whole = value if isinstance(value, Aggregation) else Aggregation(value)
-    memory = () if whole.init is None else ("key", "memory")
-    _validate.check_signature(whole.reduce, (*memory, "updates", "active"), what)
-    return whole
+    if isinstance(value, Aggregation):
+        made = value
+    else:
+        made = Aggregation(value, whole=getattr(value, "func", value) is krum)
+    memory = () if made.init is None else ("key", "memory")
+    _validate.check_signature(made.reduce, (*memory, "updates", "active"), what)
+    return made
 
 
 def relative_weights(weights: Weights, active: Active | None = None) -> Weights:
@@ -94,9 +100,10 @@ def relative_weights(weights: Weights, active: Active | None = None) -> Weights:
     clients = (getattr(weights, "shape", ()) or (0,))[0]
     _check_weights(weights, clients)
     active = _all_active(active, clients)
-    weights = jnp.where(active, weights, 0).astype(jnp.float32)
+    weights = jnp.where(active, weights, 0)
+    weights = weights.astype(wide_dtype(weights.dtype))
     _check_weights(weights, clients)
-    return weights * (jnp.sum(active, dtype=jnp.float32) / jnp.sum(weights))
+    return weights * (jnp.sum(active, dtype=weights.dtype) / jnp.sum(weights))
 
 
 def scale(updates: Updates, weights: Weights, active: Active | None = None) -> Updates:
@@ -205,9 +212,10 @@ def krum(
     _check_krum(active, clients, byzantine, select)
     # distances to the mean first: a part common to all would drown the differences in rounding
     center = mean(updates, active)
-    gram = jnp.zeros((clients, clients))
+    dtype = widest(updates)
+    gram = jnp.zeros((clients, clients), dtype)
     for leaf, middle in zip(jax.tree.leaves(updates), jax.tree.leaves(center), strict=True):
-        rows = leaf.astype(jnp.float32) - middle.astype(jnp.float32)[None]
+        rows = leaf.astype(dtype) - middle.astype(dtype)[None]
         rows = jnp.where(active[:, None], rows.reshape(clients, -1), 0)
         gram += jnp.matmul(rows, rows.T, precision=jax.lax.Precision.HIGHEST)
     squares = jnp.diagonal(gram)

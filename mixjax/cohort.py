@@ -158,7 +158,8 @@ def run(
         clients,
         chunk_size,
         mesh,
-        stacks=1,
+        updates=clients * _memory.tree_bytes(params),
+        beside=_memory.tree_bytes((params, data)),
         advice="Reduce updates as they come with cohort.fold, or train fewer clients at once "
         "(data.take).",
     )

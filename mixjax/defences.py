@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from mixjax import _validate, mixing
-from mixjax.types import Params, PRNGKey, Scalar, times, wide
+from mixjax.types import Params, PRNGKey, Scalar, times, widest
 
 
 @runtime_checkable
@@ -68,11 +68,10 @@ def clipped(norm: Scalar) -> Defence:
 
     def perturb(key: PRNGKey, update: Params) -> Params:
         del key
-        squares = [
-            jnp.sum(jnp.square(leaf.astype(wide(leaf.dtype)))) for leaf in jax.tree.leaves(update)
-        ]
-        length = jnp.sqrt(sum(squares, jnp.zeros(())))
-        factor = jnp.where(length > norm, norm / jnp.where(length > norm, length, 1), 1)
+        dtype = widest(update)
+        squares = [jnp.sum(jnp.square(leaf.astype(dtype))) for leaf in jax.tree.leaves(update)]
+        length, bound = jnp.sqrt(sum(squares, jnp.zeros((), dtype))), jnp.asarray(norm, dtype)
+        factor = jnp.where(length > bound, bound / jnp.where(length > bound, length, 1), 1)
         factor = jnp.where(jnp.isposinf(length), jnp.nan, factor)
         return jax.tree.map(lambda leaf: times(leaf, factor), update)
 
@@ -176,8 +175,8 @@ def compose(*parts: Defence) -> Defence:
 
 def _largest(leaves: list[Array], count: int) -> list[Array]:
     """Masks of the `count` largest magnitudes over all leaves; the earlier of equal ones."""
-    width = max((jnp.finfo(wide(leaf.dtype)).bits for leaf in leaves), default=32)
-    dtype = jnp.dtype(f"float{width}")
+    dtype = widest(leaves)
+    width = jnp.finfo(dtype).bits
     word = jnp.dtype(f"uint{width}")
     # floats without their sign are ordered as their bits are
     ranks = [jax.lax.bitcast_convert_type(jnp.abs(leaf.astype(dtype)), word) for leaf in leaves]

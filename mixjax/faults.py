@@ -99,5 +99,5 @@ def leave_out(weights: Weights, chosen: Active, sound: Active, least: int) -> Re
     active = kept & (jnp.sum(kept) >= least)
     count = jnp.maximum(jnp.sum(active), 1).astype(jnp.float32)
     # the weights were relative to all who trained; exactly `count` if nobody was excluded
-    total = jnp.sum(jnp.where(active, weights, 0))
+    total = jnp.sum(jnp.where(active, weights, 0), dtype=jnp.float32)
     return Remaining(active, excluded, jnp.where(jnp.any(excluded), total, count))

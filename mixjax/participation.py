@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int
 from mixjax import _validate
 from mixjax.cohort import client_key
 from mixjax.data import ClientData
-from mixjax.types import Active, PRNGKey, Scalar
+from mixjax.types import Active, PRNGKey, Scalar, floating
 
 
 @runtime_checkable
@@ -86,8 +86,8 @@ def fraction(share: Scalar) -> Participation:
 
     def participate(key: PRNGKey, number: Int[Array, ""], data: ClientData) -> Active:
         del number
-        present = jnp.sum(data.active, dtype=jnp.float32)
-        return _first(key, data, jnp.maximum(jnp.floor(share * present + 0.5), 1))
+        wanted = jnp.asarray(share, jnp.float32) * jnp.sum(data.active, dtype=jnp.float32)
+        return _first(key, data, jnp.maximum(jnp.floor(wanted + 0.5), 1))
 
     return participate
 
@@ -98,7 +98,7 @@ def poisson(rate: Scalar) -> Participation:
 
     def participate(key: PRNGKey, number: Int[Array, ""], data: ClientData) -> Active:
         del number
-        return data.active & (_draw(_uniform, key, data) < rate)
+        return data.active & (_draw(_uniform, key, data) < jnp.asarray(rate, jnp.float32))
 
     return participate
 
@@ -142,7 +142,8 @@ def deadline(limit: Scalar, durations: Durations) -> Participation:
     def participate(key: PRNGKey, number: Int[Array, ""], data: ClientData) -> Active:
         taken = durations(key, number, data) if callable(durations) else jnp.asarray(durations)
         _check_per_client(taken, data.active.shape[0], "durations")
-        return data.active & (taken <= limit)
+        taken = taken.astype(floating(taken.dtype))
+        return data.active & (taken <= jnp.asarray(limit, taken.dtype))
 
     return participate
 
@@ -158,7 +159,8 @@ def log_normal(
         key: PRNGKey, number: Int[Array, ""], data: ClientData
     ) -> Float[Array, " clients"]:
         del number
-        return median * jnp.exp(sigma * _draw(_normal, key, data))
+        middle, spread = (jnp.asarray(value, jnp.float32) for value in (median, sigma))
+        return middle * jnp.exp(spread * _draw(_normal, key, data))
 
     return durations
 

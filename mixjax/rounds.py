@@ -104,7 +104,8 @@ def seed_of_model(params: Params) -> UInt32[Array, ""]:
     for leaf in jax.tree.leaves(params):
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             leaf = jax.random.key_data(leaf)
-        word = jnp.dtype(f"uint{8 * leaf.dtype.itemsize}")
+        # 64 bits are two words
+        word = jnp.dtype(f"uint{8 * min(leaf.dtype.itemsize, 4)}")
         bits = leaf if leaf.dtype == jnp.bool_ else jax.lax.bitcast_convert_type(leaf, word)
         bits = bits.ravel().astype(jnp.uint32)
         # odd factors, so that each bit of each number counts, and its place

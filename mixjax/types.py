@@ -13,6 +13,12 @@ def wide(dtype: Any) -> Any:
     return dtype if inexact and jnp.dtype(dtype).itemsize >= 4 else jnp.dtype(jnp.float32)
 
 
+def widest(*trees: Any) -> Any:
+    """The dtype to sum all numbers of trees in: the widest of their leaves' `wide`."""
+    sizes = [jnp.dtype(wide(leaf.dtype)).itemsize for leaf in jax.tree.leaves(trees)]
+    return jnp.dtype(f"float{8 * max(sizes, default=4)}")
+
+
 def floating(dtype: Any) -> Any:
     """The dtype of a fraction of a number: floats as they are, float32 for the rest."""
     return dtype if jnp.issubdtype(dtype, jnp.inexact) else jnp.dtype(jnp.float32)

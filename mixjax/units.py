@@ -16,8 +16,7 @@ from jaxtyping import Array, Float
 
 from mixjax import _axes, _labels, _validate
 from mixjax._labels import Labels as Labels
-from mixjax.types import Directions, Params, ParamShapes
-from mixjax.types import wide as wide_dtype
+from mixjax.types import Directions, Params, ParamShapes, widest
 
 SHOWN, SHOWN_OF_MANY = 40, 20
 
@@ -243,8 +242,9 @@ def _reduce(units: Units, part: Callable[..., Array], *trees: Params) -> Array:
     """Products of the trees, summed over each unit: by `part` over few runs, else by label."""
     runs: list[tuple[int, Array]] = []
     labelled: list[tuple[np.ndarray, Array]] = []
+    dtype = widest(jax.tree.map(jnp.asarray, trees))
     for *leaves, labels in zip(*map(jax.tree.leaves, trees), units.labels, strict=True):
-        wide = [leaf.astype(wide_dtype(leaf.dtype)) for leaf in map(jnp.asarray, leaves)]
+        wide = [jnp.asarray(leaf).astype(dtype) for leaf in leaves]
         if labels.starts.size <= _labels.FEW_RUNS:
             flat = [leaf.reshape(*leaf.shape[: leaf.ndim - len(labels.shape)], -1) for leaf in wide]
             for start, stop, unit in labels.runs():
@@ -252,7 +252,7 @@ def _reduce(units: Units, part: Callable[..., Array], *trees: Params) -> Array:
         else:
             labelled.append((labels.array.ravel(), _label_sums(labels, *wide)))
     if not labelled:
-        totals: list[Any] = [0.0] * len(units.names)
+        totals: list[Any] = [jnp.zeros((), dtype)] * len(units.names)
         for unit, total in runs:
             totals[unit] += total
         return jnp.stack(totals)

@@ -1,5 +1,7 @@
 """Two CPU devices, strict types: what is loose in a test is a bug."""
 
+from collections.abc import Iterator
+
 import jax
 import jaxtyping
 import pytest
@@ -17,6 +19,13 @@ with jaxtyping.install_import_hook("mixjax", "beartype.beartype"):
 @pytest.fixture(autouse=True)
 def _doctest_names(doctest_namespace: dict) -> None:
     doctest_namespace.update(jax=jax, jnp=jax.numpy, mx=mx)
+
+
+@pytest.fixture
+def narrow() -> Iterator[None]:
+    """JAX's default of 32 bits, for what only it refuses."""
+    with jax.enable_x64(False):
+        yield
 
 
 @pytest.fixture

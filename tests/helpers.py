@@ -30,6 +30,11 @@ def plain(tree: Any) -> Any:
     return jax.tree.map(of_leaf, tree)
 
 
+def single(tree: Any) -> Any:
+    """The same numbers in 32 bits, also where JAX makes them of 64."""
+    return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), tree)
+
+
 def flat(tree: Any) -> np.ndarray:
     """One update as a vector of float64."""
     return np.concatenate([np.ravel(np.asarray(x, np.float64)) for x in jax.tree.leaves(tree)])
@@ -41,7 +46,7 @@ def flat_rows(stack: Any) -> np.ndarray:
     return np.concatenate(parts, axis=1).astype(np.float64)
 
 
-LINE = {"in": {"w": jnp.array([0.5, 0.1])}, "out": {"b": jnp.float32(0.1)}}
+LINE = single({"in": {"w": jnp.array([0.5, 0.1])}, "out": {"b": jnp.array(0.1)}})
 """Parameters of a linear regression of two layers: weights of two features, and an offset."""
 
 

@@ -7,11 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from helpers import single
 
 import mixjax as mx
 
 KEY = jax.random.key(0)
-MODEL = {"in": {"w": jnp.ones(2), "b": jnp.float32(0)}, "out": {"w": jnp.ones(2)}}
+MODEL = single({"in": {"w": jnp.ones(2), "b": jnp.float32(0)}, "out": {"w": jnp.ones(2)}})
 ROWS = jnp.arange(1.0, 5.0)
 UPDATES = jax.tree.map(
     lambda leaf: jnp.broadcast_to(ROWS.reshape(4, *[1] * leaf.ndim), (4, *leaf.shape)), MODEL

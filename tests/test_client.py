@@ -40,7 +40,7 @@ def client(count: int, capacity: int, padding: float = 0.0, seed: int = 0) -> mx
 
 
 def start() -> dict[str, jax.Array]:
-    return {"w": jnp.array([0.3, -0.2, 0.1]), "b": jnp.float32(0.05)}
+    return {"w": jnp.array([0.3, -0.2, 0.1], jnp.float32), "b": jnp.float32(0.05)}
 
 
 def one_column_a_step(steps: int) -> optax.GradientTransformation:
@@ -48,7 +48,7 @@ def one_column_a_step(steps: int) -> optax.GradientTransformation:
 
     def update(gradient: Any, count: Any, params: Any = None) -> tuple[Any, Any]:
         del params
-        column = jnp.arange(steps) == count
+        column = jnp.arange(steps, dtype=count.dtype) == count
         moved = jax.tree.map(
             lambda leaf: jnp.where(jnp.broadcast_to(column, leaf.shape), -leaf, 0), gradient
         )

@@ -38,7 +38,7 @@ def noisy_loss(params: Any, batch: Any, key: Any) -> jax.Array:
 
 
 def params() -> dict[str, jax.Array]:
-    return {"w": jnp.array([0.3, -0.2, 0.1]), "b": jnp.float32(0.05)}
+    return {"w": jnp.array([0.3, -0.2, 0.1], jnp.float32), "b": jnp.float32(0.05)}
 
 
 LOCAL = mx.client.local_training(noisy_loss, optax.sgd(0.1), batch_size=2, epochs=2)
@@ -57,7 +57,7 @@ def integer_fn(shared: Any, client: Any) -> tuple[Any, Any]:
 
 def integer_clients(count: int) -> tuple[Any, Any]:
     values = jnp.asarray(np.random.default_rng(count).integers(-9, 9, (count, 2, 2)), jnp.float32)
-    return values, jnp.arange(count) + 2**24
+    return values, jnp.arange(count, dtype=jnp.int32) + 2**24
 
 
 def loop(shared: Any, clients: Any) -> tuple[Any, Any]:

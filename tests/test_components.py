@@ -9,14 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import assert_close, assert_equal
+from helpers import assert_close, assert_equal, single
 
 import mixjax as mx
 from examples.follow_units import follow_units, purity
 
 CLIENTS, ROUNDS = 6, 5
 KEY = jax.random.key(3)
-PARAMS = {"in": {"w": jnp.ones((3, 4)) / 3, "b": jnp.zeros(4)}, "out": {"w": jnp.ones(4) / 2}}
+PARAMS = single(
+    {"in": {"w": jnp.ones((3, 4)) / 3, "b": jnp.zeros(4)}, "out": {"w": jnp.ones(4) / 2}}
+)
 
 
 def loss_fn(params: Any, batch: Any, key: Any) -> jax.Array:
@@ -48,7 +50,7 @@ def longest() -> mx.attacks.Attack:
     """Remembers the longest update that each slot carried."""
 
     def init(params: Any, units: mx.units.Units, clients: int) -> Any:
-        return jnp.zeros((clients, len(units.names)))
+        return jnp.zeros((clients, len(units.names)), jnp.float32)
 
     def measure(probe: Any, units: Any, update: Any) -> Any:
         return {"squares": mx.units.squared_norms(units, update)}

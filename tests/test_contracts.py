@@ -48,7 +48,7 @@ REFUSALS: dict[str, tuple[Any, str]] = {
         mixed_by(everyone_gets_client_0),
         r"permutes the active clients in each column.*unit 0 got \[0, 0, 0, 0, 0, 0\]",
     ),
-    "a vector for a matrix": (mixed_by(a_vector), r"origins of shape \[6, 2\].*got int32\[6\]"),
+    "a vector for a matrix": (mixed_by(a_vector), r"origins of shape \[6, 2\].*got int\d+\[6\]"),
     "a mix that moves the absent": (
         mixed_by(moves_the_absent), "leaves the others in their slots",
     ),

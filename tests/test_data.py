@@ -196,6 +196,7 @@ def test_integer_and_float_leaves_keep_their_dtypes() -> None:
 BIG = {"int64": 1_700_000_000_000, "uint64": 2**32}
 
 
+@pytest.mark.usefixtures("narrow")
 @pytest.mark.parametrize("dtype", BIG)
 def test_integers_that_32_bits_do_not_hold_are_refused(dtype: str, unchecked: None) -> None:
     fits = np.array([np.iinfo(np.uint32 if dtype == "uint64" else np.int32).max, 5], dtype)
@@ -224,6 +225,7 @@ def test_integers_of_64_bits_pass_where_jax_has_them() -> None:
         np.testing.assert_array_equal(stacked[0], wide)
 
 
+@pytest.mark.usefixtures("narrow")
 def test_the_least_integer_is_looked_at_too() -> None:
     for value, low in ((-(2**31), True), (-(2**31) - 1, False)):
         examples = [{"t": np.array([value, 0])}]

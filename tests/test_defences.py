@@ -92,7 +92,7 @@ CLIPPED: dict[str, tuple[Any, Any]] = {
     "halves whose squares overflow": (jnp.array([6e4, 0, 0], jnp.float16), [5.0, 0, 0]),
     "NaN": (jnp.array([1.0, jnp.nan, 0.0]), [1.0, np.nan, 0.0]),
     "infinite": (jnp.array([1.0, -jnp.inf, 0.0]), [np.nan] * 3),
-    "a square beyond float32": (jnp.array([3e19, 1.0, 0.0]), [np.nan] * 3),
+    "a square beyond float32": (jnp.array([3e19, 1.0, 0.0], jnp.float32), [np.nan] * 3),
 }
 
 
@@ -106,7 +106,7 @@ def test_the_edge_cases_of_clipping(name: str) -> None:
 
 
 def test_clipping_measures_narrow_and_mixed_floats_in_float32() -> None:
-    update = {"a": jnp.full(1000, 0.01, jnp.bfloat16), "b": jnp.full(1000, 0.01)}
+    update = {"a": jnp.full(1000, 0.01, jnp.bfloat16), "b": jnp.full(1000, 0.01, jnp.float32)}
     result = mx.defences.clipped(0.1).perturb(KEY, update)
     assert (result["a"].dtype, result["b"].dtype) == (jnp.bfloat16, jnp.float32)
     np.testing.assert_allclose(np.linalg.norm(flat(result)), 0.1, rtol=2e-3)
@@ -249,7 +249,10 @@ def test_top_k_counts_in_decimals_and_rounds_up(fraction: float, size: int, coun
 
 
 def test_top_k_compares_narrow_and_wide_floats_and_keeps_nan() -> None:
-    update = {"a": jnp.asarray([1, 3], jnp.bfloat16), "b": jnp.asarray([2.0, jnp.nan, -jnp.inf])}
+    update = {
+        "a": jnp.asarray([1, 3], jnp.bfloat16),
+        "b": jnp.array([2.0, jnp.nan, -jnp.inf], jnp.float32),
+    }
     result = mx.defences.top_k(0.6).perturb(KEY, update)
     assert (result["a"].dtype, result["b"].dtype) == (jnp.bfloat16, jnp.float32)
     np.testing.assert_array_equal(flat(result), [0, 3, 0, np.nan, -np.inf])

@@ -9,15 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from helpers import single
 
 import mixjax as mx
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 
 KEY = jax.random.key(0)
-FLAT = {"w": jnp.ones(2), "b": jnp.float32(0)}
-MODEL = {"in": FLAT, "out": {"w": jnp.ones(2)}}
-UPDATES = jax.tree.map(lambda leaf: jnp.ones((4, *leaf.shape)), MODEL)
+FLAT = single({"w": jnp.ones(2), "b": jnp.float32(0)})
+MODEL = {"in": FLAT, "out": single({"w": jnp.ones(2)})}
+UPDATES = jax.tree.map(lambda leaf: jnp.ones((4, *leaf.shape), leaf.dtype), MODEL)
 UNITS = mx.units.partition(MODEL)
 ORIGINS = jnp.tile(jnp.arange(4)[:, None], (1, 2))
 ONE_ACTIVE = jnp.arange(4) == 1
@@ -240,7 +241,7 @@ REFUSALS: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "origins of another shape": (
         lambda: mx.mixing.apply(ORIGINS[:3], UPDATES, UNITS),
-        r"origins of shape \[4, 2\].*got int32\[3, 2\]",
+        r"origins of shape \[4, 2\].*got int\d+\[3, 2\]",
     ),
     "origins that are no integers": (
         lambda: mx.mixing.apply(ORIGINS.astype(jnp.float32), UPDATES, UNITS),

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from helpers import single
 
 import mixjax as mx
 
@@ -30,10 +31,12 @@ SHUFFLED = mx.client.local_training(loss_fn, optax.sgd(RATE), batch_size=2, epoc
 
 
 def params() -> Any:
-    return {
-        "in": {"w": jnp.array([[0.5, 0.1], [-0.3, 0.2]]), "b": jnp.array([0.1, 0.0])},
-        "out": {"w": jnp.array([0.4, -0.6])},
-    }
+    return single(
+        {
+            "in": {"w": jnp.array([[0.5, 0.1], [-0.3, 0.2]]), "b": jnp.array([0.1, 0.0])},
+            "out": {"w": jnp.array([0.4, -0.6])},
+        }
+    )
 
 
 @functools.cache

@@ -1,5 +1,7 @@
 """What can't fit is refused before it is compiled, with the bytes and a way out."""
 
+import dataclasses
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -9,11 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import single
 
 import mixjax as mx
 from mixjax import _memory
 
-PARAMS = {"a": {"w": jnp.ones((8, 8))}, "b": {"w": jnp.ones(64)}}
+PARAMS = single({"a": {"w": jnp.ones((8, 8))}, "b": {"w": jnp.ones(64)}})
 MODEL = 2 * 64 * 4
 CLIENTS, ROUNDS = 10, 3
 DATA = mx.data.stack([{"x": np.ones((2, 2), np.float32)}] * CLIENTS)
@@ -28,18 +31,24 @@ def run(**options: Any) -> Any:
     return mx.federation.run(jax.random.key(0), fed, fed.init(PARAMS), DATA, ROUNDS)
 
 
+KEPT, MEDIAN = {"keep_updates": True}, {"aggregate": mx.aggregation.coordinate_median}
+
+
+def beside() -> int:
+    """Bytes of the state, the cohort and the origins of every round."""
+    state = mx.federation.fedavg(local).init(PARAMS)
+    return _memory.tree_bytes((state, DATA)) + 4 * ROUNDS * CLIENTS * 2
+
+
 @pytest.mark.parametrize(
     ("options", "stacks", "way_out"),
-    [
-        ({"keep_updates": True}, 1 + ROUNDS, "fewer rounds at once"),
-        ({"aggregate": mx.aggregation.coordinate_median}, 2, r"aggregation\.mean without keep"),
-    ],
+    [(KEPT, 1 + ROUNDS, "fewer rounds at once"), (MEDIAN, 1.5, r"aggregation\.mean without keep")],
     ids=["kept", "median"],
 )
 def test_a_stack_beyond_memory_is_refused_before_tracing(
-    monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], stacks: int, way_out: str
+    monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], stacks: float, way_out: str
 ) -> None:
-    needed = stacks * CLIENTS * MODEL
+    needed = int(stacks * CLIENTS * MODEL) + beside()
     monkeypatch.setattr(_memory, "total_bytes", lambda mesh: needed - 1)
     with pytest.raises(mx.InputError, match=f"{needed - 1:,} bytes.*at least {needed:,}") as info:
         run(**options)
@@ -54,17 +63,71 @@ def test_a_stack_beyond_memory_is_refused_before_tracing(
 
 
 def test_a_cohort_beyond_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_memory, "total_bytes", lambda mesh: CLIENTS * MODEL - 1)
-    with pytest.raises(mx.InputError, match=r"at least 5,120\. Reduce updates .* cohort\.fold"):
+    needed = CLIENTS * MODEL + _memory.tree_bytes((PARAMS, DATA))
+    monkeypatch.setattr(_memory, "total_bytes", lambda mesh: needed - 1)
+    with pytest.raises(mx.InputError, match=rf"at least {needed:,}\. Reduce .* cohort\.fold"):
         mx.cohort.run(jax.random.key(0), PARAMS, DATA, local)
 
 
 def test_a_chunk_beyond_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_memory, "total_bytes", lambda mesh: 7 * MODEL)
+    monkeypatch.setattr(_memory, "total_bytes", lambda mesh: 7 * MODEL + beside())
     with pytest.raises(mx.InputError, match=r"training 4 clients .* smaller chunk_size"):
         run(chunk_size=4)
     with pytest.raises(AssertionError, match="traced"):
         run(chunk_size=3)
+
+
+def drawn(key: Any, params: Any, data: Any) -> Any:
+    update = jax.tree.map(lambda leaf: leaf + jax.random.normal(key, leaf.shape), params)
+    return mx.client.LocalResult(update, jnp.float32(0))
+
+
+def looks(key: Any, probe: Any, observation: Any) -> Any:
+    return jax.tree.map(jnp.sum, observation._replace(active=None))
+
+
+MEASURES = mx.attacks.Attack(
+    None, None, lambda probe, units, update: mx.units.squared_norms(units, update), looks
+)
+READS = mx.attacks.Attack(None, None, None, looks, updates=True)
+STACKED = {"aggregate": dataclasses.replace(mx.aggregation.mean, additive=False)}
+TRIMMED = {"aggregate": functools.partial(mx.aggregation.trimmed_mean, trim=0.2)}
+KRUM = {"aggregate": functools.partial(mx.aggregation.krum, byzantine=2)}
+PLANS: dict[str, tuple[dict[str, Any], int]] = {
+    "mean, kept": (KEPT, 1),
+    "mean, three rounds kept": (KEPT, 3),
+    "mean, read": ({"attack": READS}, 1),
+    "stacked mean": (STACKED, 1),
+    "stacked mean, two rounds kept": (STACKED | KEPT, 2),
+    "median": (MEDIAN, 1),
+    "median, read": (MEDIAN | {"attack": READS}, 1),
+    "median, kept": (MEDIAN | KEPT, 1),
+    "median, three rounds kept and measured": (MEDIAN | KEPT | {"attack": MEASURES}, 3),
+    "trimmed mean": (TRIMMED | {"attack": MEASURES}, 2),
+    "trimmed mean, two rounds kept": (TRIMMED | KEPT, 2),
+    "krum": (KRUM | {"attack": MEASURES}, 1),
+    "krum, kept": (KRUM | KEPT, 1),
+    "krum, two rounds kept": (KRUM | KEPT, 2),
+}
+SHAPES = [((60, 60), (60, 60)), ((60, 100), (60, 20)), ((60, 30),) * 4]
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_what_is_asked_for_is_what_the_compiled_program_takes(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options, rounds = PLANS[name]
+    shapes = SHAPES[list(PLANS).index(name) % 3]
+    params = {f"layer{n}": {"w": jnp.zeros(shape)} for n, shape in enumerate(shapes)}
+    data = mx.data.stack([{"x": np.ones((1, 2), np.float32)}] * 150)
+    fed = mx.federation.fedavg(drawn, defence=mx.defences.mixnn(), **options)
+    state = fed.init(params)
+    plan = fed.play.lower(jax.random.key(0), state, data, rounds).compile().memory_analysis()
+    taken = plan.temp_size_in_bytes + plan.output_size_in_bytes + plan.argument_size_in_bytes
+    asked = []
+    monkeypatch.setattr(_memory, "check_memory", lambda needed, *_: asked.append(needed))
+    fed.check(state, data, rounds)
+    assert 0.8 * taken < max(asked) <= taken
 
 
 def test_the_limit_of_a_container_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ UNITS = {
 @functools.cache
 def initialized(name: str, seed: int = 0) -> tuple[Any, Any, jax.Array]:
     model, shape = MODELS[name]
-    inputs = jax.random.normal(jax.random.key(1), (4, *shape))
+    inputs = jax.random.normal(jax.random.key(1), (4, *shape), jnp.float32)
     return model, jax.jit(model.init)(jax.random.key(seed), inputs), inputs
 
 
@@ -86,7 +86,9 @@ def test_the_models_map_over_clients_weights(name: str) -> None:
 
 def test_default_sizes() -> None:
     def count(model: Any, shape: tuple[int, ...]) -> int:
-        variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *shape)))
+        variables = jax.eval_shape(
+            model.init, jax.random.key(0), jnp.zeros((1, *shape), jnp.float32)
+        )
         return sum(leaf.size for leaf in jax.tree.leaves(variables))
 
     assert count(mx.models.MLP(classes=10), (784,)) == 784 * 128 + 128 + 128 * 64 + 64 + 650

@@ -229,7 +229,7 @@ def test_a_contrastive_loss_is_told_and_a_short_batch_refused() -> None:
         return jax.nn.logsumexp(likeness, axis=1) - jnp.diagonal(likeness)
 
     batch = jnp.asarray(np.random.default_rng(0).normal(size=(4, 3)), jnp.float32)
-    key, params = jax.random.key(0), {"w": jnp.ones((1, 3))}
+    key, params = jax.random.key(0), {"w": jnp.ones((1, 3), jnp.float32)}
     assert mx.client.couples_examples(contrastive, params, batch, key)
     with pytest.raises(mx.InputError, match="at least three examples; got 2"):
         mx.client.couples_examples(contrastive, params, batch[:2], key)

@@ -245,8 +245,8 @@ def test_the_mean_shares_its_gradient() -> None:
 @pytest.mark.parametrize("groups", [1, 4, 12])
 def test_group_norm_has_the_values_and_gradients_of_flax(shape: Any, groups: int) -> None:
     keys = jax.random.split(jax.random.key(0), 4)
-    inputs, cotangent = (2 + 3 * jax.random.normal(key, shape) for key in keys[:2])
-    scale, bias = (jax.random.normal(key, (12,)) for key in keys[2:])
+    inputs, cotangent = (2 + 3 * jax.random.normal(key, shape, jnp.float32) for key in keys[:2])
+    scale, bias = (jax.random.normal(key, (12,), jnp.float32) for key in keys[2:])
 
     def of(norm: Any) -> Any:
         return jax.jit(jax.value_and_grad(norm, argnums=(0, 1, 2)))(inputs, scale, bias)

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import assert_close, assert_equal
+from helpers import assert_close, assert_equal, single
 
 import mixjax as mx
 
-PARAMS = {"a": {"w": jnp.ones((3, 4)) / 3}, "b": {"w": jnp.ones((4, 2)) / 4}}
+PARAMS = single({"a": {"w": jnp.ones((3, 4)) / 3}, "b": {"w": jnp.ones((4, 2)) / 4}})
 
 
 def loss_fn(params: Any, batch: Any, key: Any) -> Any:

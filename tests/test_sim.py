@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import single
 
 import mixjax as mx
 
@@ -277,12 +278,12 @@ def towards_the_mean(key: jax.Array, params: Any, data: mx.data.ClientData) -> A
     """Local training that moves half the way to the client's mean example, with a little noise."""
     count = jnp.maximum(data.counts, 1).astype(jnp.float32)
     center = jnp.sum(data.examples, axis=0) / count
-    jitter = 0.1 * jax.random.normal(key, center.shape)
+    jitter = 0.1 * jax.random.normal(key, center.shape, center.dtype)
     update = {"a": 0.5 * (center - params["a"]) + jitter, "b": jnp.sin(center) - params["b"]}
-    return mx.client.LocalResult(update, jnp.zeros(()))
+    return mx.client.LocalResult(update, jnp.float32(0))
 
 
-PARAMS = {"a": jnp.asarray([1.0, -1.0, 2.0, 0.5]), "b": jnp.asarray([0.5, 0.0, 0.1, -0.3])}
+PARAMS = single({"a": jnp.asarray([1.0, -1.0, 2.0, 0.5]), "b": jnp.asarray([0.5, 0.0, 0.1, -0.3])})
 
 
 def auxiliary_data(attributes: int) -> mx.data.ClientData:

@@ -105,7 +105,7 @@ def test_the_gradient_of_squared_norms_is_twice_the_update(
 ) -> None:
     update = random_model(0)
     units = mx.units.partition(update, granularity)
-    weights = jnp.arange(1.0, len(units.names) + 1)
+    weights = jnp.arange(1.0, len(units.names) + 1, dtype=jnp.float32)
     gradient = jax.grad(lambda update: weights @ mx.units.squared_norms(units, update))(update)
     for leaf, own, labels in zip(
         *map(jax.tree.leaves, (update, gradient)), units.labels, strict=True

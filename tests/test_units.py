@@ -66,7 +66,7 @@ def unit_of_each_element(model: object, granularity: mx.units.Granularity) -> li
 
 
 def test_flax_layers_hold_kernel_and_bias_together() -> None:
-    params = FlaxMLP().init(jax.random.key(0), jnp.ones((1, 4)))
+    params = FlaxMLP().init(jax.random.key(0), jnp.ones((1, 4), jnp.float32))
     assert layer_of_each_leaf(params) == [
         *["params/Dense_0"] * 2,
         *["params/Dense_1"] * 2,
@@ -198,7 +198,7 @@ def test_neurons_hold_a_channel_with_its_bias_and_scalars_stand_by_their_layer()
 
 
 def test_coordinates_are_named_by_leaf_and_index() -> None:
-    model = {"a": {"w": jnp.ones((1, 2))}, "gain": jnp.ones(())}
+    model = {"a": {"w": jnp.ones((1, 2), jnp.float32)}, "gain": jnp.ones(())}
     assert mx.units.partition(model, "coordinates").names == ("a/w[0,0]", "a/w[0,1]", "gain")
 
 
@@ -324,7 +324,7 @@ def test_boxes_of_flax_are_seen_through() -> None:
     assert layer_of_each_leaf(state) == layers == layer_of_each_leaf(nnx.to_pure_dict(state))
     assert mx.units.partition(state, "leaf").names[:2] == ("first/bias", "first/kernel")
     assert "first[2]" in mx.units.partition(jax.eval_shape(lambda: state), "neurons").names
-    boxed = Boxed().init(jax.random.key(0), jnp.ones((1, 2)))
+    boxed = Boxed().init(jax.random.key(0), jnp.ones((1, 2), jnp.float32))
     assert layer_of_each_leaf(boxed) == [*["params/Dense_0"] * 2, *["params/Dense_1"] * 2]
     assert mx.units.partition(boxed, "leaf").names[1] == "params/Dense_0/kernel"
     stacked = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), boxed)

@@ -19,8 +19,7 @@ from mixjax.attacks.base import Attack, Probe
 from mixjax.client import LocalTraining
 from mixjax.data import ClientData
 from mixjax.observation import Observation
-from mixjax.types import Directions, Origins, Params, PRNGKey, Updates
-from mixjax.types import wide as wide_dtype
+from mixjax.types import Directions, Origins, Params, PRNGKey, Updates, widest
 
 
 class Terms(NamedTuple):
@@ -226,11 +225,11 @@ def circumcenter(points: Directions) -> Params:
         )
     first = jax.tree.map(lambda leaf: leaf[0], points)
     differences = jax.tree.map(lambda leaf: leaf[1:] - leaf[:1], points)
+    dtype = widest(differences)
     gram = sum(
         jnp.matmul(rows, rows.T, precision=jax.lax.Precision.HIGHEST)
         for rows in (
-            leaf.reshape(leaf.shape[0], -1).astype(wide_dtype(leaf.dtype))
-            for leaf in jax.tree.leaves(differences)
+            leaf.reshape(leaf.shape[0], -1).astype(dtype) for leaf in jax.tree.leaves(differences)
         )
     )
     weights = jnp.linalg.lstsq(gram, jnp.diagonal(gram) / 2)[0]

@@ -175,7 +175,7 @@ def _attribution_over_draws(
     def one(draw: Array) -> Array:
         origins = mix(jax.random.fold_in(key, draw), active, statistics.squared_norms.shape[-1])
         scores = sim.cosine(sim.mix_statistics(origins, statistics))
-        right = (jnp.argmax(scores, axis=-1) == truth) & active
+        right = (jnp.argmax(scores, axis=-1).astype(truth.dtype) == truth) & active
         return jnp.sum(right) / jnp.sum(active)
 
     clients, units = statistics.squared_norms.shape

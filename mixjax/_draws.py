@@ -1,5 +1,6 @@
 """What mixes draw from: permutations of the active clients, and streams through lists."""
 
+import functools
 from typing import Any
 
 import jax
@@ -43,9 +44,24 @@ def stream(
         _validate.check_positive(value, name, integer=True)
     _check_arrivals(arrivals, capacity)
     _memory.check_memory(4 * capacity * units, f"a stream of {capacity} x {units}", "", None)
-    draw_key, flush_key = jax.random.split(threefry(key))
-    arrivals = jnp.asarray(arrivals, jnp.int32)
     size = min(list_size, capacity)
+    return _emit(key, jnp.asarray(arrivals, jnp.int32), capacity, size, units)
+
+
+def _check_arrivals(arrivals: Any, capacity: int) -> None:
+    if not _validate.concrete(arrivals):
+        return
+    array = _validate.host_array(arrivals, "arrivals", "iu")
+    if array.ndim or not 0 <= int(array) <= capacity:
+        raise _validate.InputError(
+            f"expected arrivals in 0..{capacity}, the capacity; got {arrivals!r}."
+        )
+
+
+# one program for equal sizes: JAX keeps one for each scan that is called outside of any
+@functools.partial(jax.jit, static_argnames=("capacity", "size", "units"))
+def _emit(key: PRNGKey, arrivals: Array, capacity: int, size: int, units: int) -> Array:
+    draw_key, flush_key = jax.random.split(threefry(key))
     columns = jnp.arange(units)
     lists = jnp.broadcast_to(jnp.arange(size, dtype=jnp.int32)[:, None], (size, units))
     emitted = jnp.zeros((capacity, units), lists.dtype)
@@ -71,16 +87,6 @@ def stream(
     start = arrivals - held
     emitted = jax.lax.dynamic_update_slice(emitted, flushed, (start, jnp.int32(0)))
     return jnp.where((jnp.arange(capacity, dtype=jnp.int32) < arrivals)[:, None], emitted, 0)
-
-
-def _check_arrivals(arrivals: Any, capacity: int) -> None:
-    if not _validate.concrete(arrivals):
-        return
-    array = _validate.host_array(arrivals, "arrivals", "iu")
-    if array.ndim or not 0 <= int(array) <= capacity:
-        raise _validate.InputError(
-            f"expected arrivals in 0..{capacity}, the capacity; got {arrivals!r}."
-        )
 
 
 def permutation(key: PRNGKey, active: Active) -> Int[Array, " clients"]:

@@ -4,10 +4,9 @@ STAMP := $(VENV)/.installed
 
 OLDEST := .venv-oldest
 
-# the laws, which also hold where JAX makes numbers of 64 bits; the first few are quick
-CORE := $(patsubst %,tests/test_%.py,mixing apply aggregation measures rounds cohort client)
-LAWS := $(CORE) $(patsubst %,tests/test_%.py,units unit_sums components federation participation \
-	defences faults sim membership evaluation models ops scale data contracts errors fuzz modes memory)
+# the laws, which also hold where JAX makes numbers of 64 bits
+LAWS := $(patsubst %,tests/test_%.py,mixing apply aggregation measures rounds cohort client units \
+	unit_sums components federation participation defences faults sim membership evaluation models ops scale data contracts errors fuzz modes memory)
 
 .PHONY: demo test x64 lint types format deps oldest clean
 
@@ -16,7 +15,6 @@ demo: $(STAMP)
 
 test: lint types deps
 	$(PYTHON) -m pytest -n 2
-	JAX_ENABLE_X64=1 $(PYTHON) -m pytest -n 2 $(CORE)
 
 # ten minutes
 x64: $(STAMP)

@@ -1,4 +1,4 @@
-"""What decides a run's results, as JSON values that can be compared and shown."""
+"""What decides a run's results, as JSON values to be shown and compared."""
 
 import functools
 import hashlib
@@ -13,6 +13,8 @@ from typing import Any
 
 import jax
 import numpy as np
+
+from mixjax import _validate
 
 # they change the order of summation and nothing else
 LAYOUT = ("chunk_size", "mesh")
@@ -146,3 +148,46 @@ def _code(code: CodeType) -> str:
     ]
     text = json.dumps([code.co_code.hex(), constants, list(code.co_names), list(code.co_varnames)])
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def check_same_config(saved: Any, config: Any, where: Any, what: str = "config") -> None:
+    old, new = dict(_flat_items(saved)), dict(_flat_items(config))
+    lines = [
+        f"  {name}: {old.get(name, 'absent')} there, {new.get(name, 'absent')} now"
+        for name in [*old, *(name for name in new if name not in old)]
+        if old.get(name) != new.get(name)
+    ]
+    if lines:
+        listed = "\n".join(lines)
+        raise _validate.InputError(
+            f"expected the {what} that {where} was made under; it differs in\n{listed}\n"
+            "Resume with the same, or start afresh elsewhere."
+        )
+
+
+def _flat_items(value: Any, prefix: str = "") -> list[tuple[str, str]]:
+    """Dotted names and JSON texts of what nested dicts hold."""
+    if not isinstance(value, dict) or not value:
+        return [(prefix, json.dumps(value))] if prefix else []
+    return [
+        item
+        for name, inner in value.items()
+        for item in _flat_items(inner, f"{prefix}.{name}" if prefix else str(name))
+    ]
+
+
+def check_same_run(saved: dict[str, Any], run: dict[str, Any], folder: Path) -> None:
+    check_same_config(saved["config"], run["config"], folder)
+    for name in ("environment", "federation"):
+        check_same_config(saved[name], run[name], folder, name)
+    for name, what in (
+        ("key_kind", "the kind of key"),
+        ("key", "the key"),
+        ("start", "the starting state"),
+        ("data", "the cohort"),
+    ):
+        if saved[name] != run[name]:
+            raise _validate.InputError(
+                f"expected {what} of the run in {folder} to resume it; got another. "
+                "Pass the same, or start afresh in another folder."
+            )

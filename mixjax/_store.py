@@ -152,7 +152,7 @@ class Store(NamedTuple):
         if _digest_files(self._state(step), content) != digest:
             return "its files are not those that were written"
         if self.run is not None:
-            _check_same_run(content, self.run, self.folder)
+            _identity.check_same_run(content, self.run, self.folder)
         end = 0
         for start, path in self._chain(step):
             written = content["records"].get(path.name)
@@ -304,49 +304,6 @@ def _whole(path: Path) -> bool:
             return file.testzip() is None
     except (OSError, ValueError, RuntimeError, zipfile.BadZipFile):
         return False
-
-
-def check_same_config(saved: Any, config: Any, where: Any, what: str = "config") -> None:
-    old, new = dict(_flat_items(saved)), dict(_flat_items(config))
-    lines = [
-        f"  {name}: {old.get(name, 'absent')} there, {new.get(name, 'absent')} now"
-        for name in [*old, *(name for name in new if name not in old)]
-        if old.get(name) != new.get(name)
-    ]
-    if lines:
-        listed = "\n".join(lines)
-        raise _validate.InputError(
-            f"expected the {what} that {where} was made under; it differs in\n{listed}\n"
-            "Resume with the same, or start afresh elsewhere."
-        )
-
-
-def _flat_items(value: Any, prefix: str = "") -> list[tuple[str, str]]:
-    """Dotted names and JSON texts of what nested dicts hold."""
-    if not isinstance(value, dict) or not value:
-        return [(prefix, json.dumps(value))] if prefix else []
-    return [
-        item
-        for name, inner in value.items()
-        for item in _flat_items(inner, f"{prefix}.{name}" if prefix else str(name))
-    ]
-
-
-def _check_same_run(saved: dict[str, Any], run: dict[str, Any], folder: Path) -> None:
-    check_same_config(saved["config"], run["config"], folder)
-    for name in ("environment", "federation"):
-        check_same_config(saved[name], run[name], folder, name)
-    for name, what in (
-        ("key_kind", "the kind of key"),
-        ("key", "the key"),
-        ("start", "the starting state"),
-        ("data", "the cohort"),
-    ):
-        if saved[name] != run[name]:
-            raise _validate.InputError(
-                f"expected {what} of the run in {folder} to resume it; got another. "
-                "Pass the same, or start afresh in another folder."
-            )
 
 
 def _check_same_leaves(form: Sequence[Any], found: Sequence[Any], folder: Path) -> None:

@@ -15,7 +15,16 @@ import numpy as np
 from jaxtyping import Array
 
 from mixjax import _axes, _validate
-from mixjax.types import Active, Memory, Params, Updates, Weights, floating, widest
+from mixjax.types import (
+    Active,
+    Memory,
+    Params,
+    Updates,
+    Weights,
+    floating,
+    times,
+    widest,
+)
 from mixjax.types import wide as wide_dtype
 
 
@@ -117,12 +126,29 @@ def scale(updates: Updates, weights: Weights, active: Active | None = None) -> U
     updates, clients = _stacked(updates)
     _check_weights(weights, clients)
     factors = relative_weights(weights, active)
-    return jax.tree.map(
-        lambda leaf: (
-            leaf.astype(floating(leaf.dtype)) * _on_rows(factors, leaf).astype(floating(leaf.dtype))
-        ),
-        updates,
-    )
+    return jax.tree.map(lambda leaf: times(leaf, _on_rows(factors, leaf)), updates)
+
+
+def _check_weights(weights: Any, clients: int) -> None:
+    if getattr(weights, "shape", None) != (clients,) or not _validate.real(weights.dtype):
+        came = list(weights.shape) if hasattr(weights, "shape") else repr(weights)
+        raise _validate.InputError(
+            f"expected `weights` of shape [{clients}], one per client; got {came}."
+        )
+    if not _validate.concrete(weights):
+        return
+    values = np.asarray(weights, np.float64)
+    bad = np.flatnonzero(~(values >= 0) | np.isinf(values))
+    if bad.size:
+        raise _validate.InputError(
+            f"expected finite weights >= 0; got {values[bad[0]]} for client {bad[0]} "
+            f"({bad.size} of {clients} are bad)."
+        )
+    if values.sum() == 0:
+        raise _validate.InputError(
+            f"expected weights with a positive sum; all {clients} are zero. "
+            "Give every client equal weight, or leave clients without examples out."
+        )
 
 
 def _mean(updates: Updates, active: Active | None = None) -> Params:
@@ -232,6 +258,22 @@ def krum(
     )
 
 
+def _check_krum(active: Any, clients: int, byzantine: int, select: int) -> None:
+    for value, name in ((byzantine, "byzantine"), (select, "select")):
+        if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+            raise _validate.InputError(
+                f"expected a whole number for {name} in Krum; got {value!r}."
+            )
+    present = int(np.sum(np.asarray(active))) if _validate.concrete(active) else clients
+    if byzantine < 0 or present < byzantine + 3:
+        raise _validate.InputError(
+            f"expected byzantine >= 0 and at least byzantine + 3 active clients for Krum; got "
+            f"byzantine={byzantine} with {present} active clients."
+        )
+    if not 1 <= select <= present:
+        raise _validate.InputError(f"expected select in 1..{present} for Krum; got {select}.")
+
+
 def _stacked(updates: Updates) -> tuple[Updates, int]:
     clients = _axes.check_client_axis(updates)
     _validate.check_real(updates)
@@ -257,41 +299,3 @@ def _sorted_rows(leaf: Array, active: Active) -> Array:
     """Each coordinate in ascending order over active clients, infinities after them."""
     leaf = leaf.astype(floating(leaf.dtype))
     return jnp.sort(jnp.where(_on_rows(active, leaf), leaf, jnp.inf), axis=0)
-
-
-def _check_weights(weights: Any, clients: int) -> None:
-    if getattr(weights, "shape", None) != (clients,) or not _validate.real(weights.dtype):
-        came = list(weights.shape) if hasattr(weights, "shape") else repr(weights)
-        raise _validate.InputError(
-            f"expected `weights` of shape [{clients}], one per client; got {came}."
-        )
-    if not _validate.concrete(weights):
-        return
-    values = np.asarray(weights, np.float64)
-    bad = np.flatnonzero(~(values >= 0) | np.isinf(values))
-    if bad.size:
-        raise _validate.InputError(
-            f"expected finite weights >= 0; got {values[bad[0]]} for client {bad[0]} "
-            f"({bad.size} of {clients} are bad)."
-        )
-    if values.sum() == 0:
-        raise _validate.InputError(
-            f"expected weights with a positive sum; all {clients} are zero. "
-            "Give every client equal weight, or leave clients without examples out."
-        )
-
-
-def _check_krum(active: Any, clients: int, byzantine: int, select: int) -> None:
-    for value, name in ((byzantine, "byzantine"), (select, "select")):
-        if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-            raise _validate.InputError(
-                f"expected a whole number for {name} in Krum; got {value!r}."
-            )
-    present = int(np.sum(np.asarray(active))) if _validate.concrete(active) else clients
-    if byzantine < 0 or present < byzantine + 3:
-        raise _validate.InputError(
-            f"expected byzantine >= 0 and at least byzantine + 3 active clients for Krum; got "
-            f"byzantine={byzantine} with {present} active clients."
-        )
-    if not 1 <= select <= present:
-        raise _validate.InputError(f"expected select in 1..{present} for Krum; got {select}.")

@@ -212,7 +212,17 @@ def check_config(saved: dict[str, Any], config: dict[str, Any], where: str) -> N
     Raises:
       InputError: if they differ as JSON.
     """
-    _store.check_same_config(saved, _check_json(config, "config"), where)
+    _identity.check_same_config(saved, _check_json(config, "config"), where)
+
+
+def _check_json(value: Any, what: str) -> Any:
+    """The value as JSON gives it back: tuples as lists, keys as strings."""
+    try:
+        return json.loads(json.dumps(value, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise _validate.InputError(
+            f"expected JSON values in {what}; {error}. Put numbers, texts, lists and dicts there."
+        ) from None
 
 
 def conditions(data: Any) -> dict[str, Any]:
@@ -252,13 +262,3 @@ def exclusive(folder: str | os.PathLike[str]) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-def _check_json(value: Any, what: str) -> Any:
-    """The value as JSON gives it back: tuples as lists, keys as strings."""
-    try:
-        return json.loads(json.dumps(value, allow_nan=False))
-    except (TypeError, ValueError) as error:
-        raise _validate.InputError(
-            f"expected JSON values in {what}; {error}. Put numbers, texts, lists and dicts there."
-        ) from None

@@ -91,6 +91,28 @@ def fold(
     return spread(shared, clients)
 
 
+def _check_mesh(mesh: jax.sharding.Mesh, clients: int) -> int:
+    """The number of devices on the mesh's clients axis."""
+    if "clients" not in mesh.axis_names:
+        raise _validate.InputError(
+            f"expected a mesh with an axis named 'clients'; got axes {mesh.axis_names}. "
+            "Make one with sharding.clients_mesh()."
+        )
+    if jax.sharding.AxisType.Explicit in mesh.axis_types:
+        raise _validate.InputError(
+            f"expected a mesh whose axes are of type Auto; got {mesh.axis_types}. Make one with "
+            "sharding.clients_mesh(), or pass axis_types=(jax.sharding.AxisType.Auto,) to "
+            "jax.make_mesh."
+        )
+    devices = mesh.shape["clients"]
+    if clients % devices:
+        raise _validate.InputError(
+            f"expected a number of clients that the mesh's {devices} devices divide; got "
+            f"{clients}. Pad the cohort with data.pad(data, {devices})."
+        )
+    return devices
+
+
 def _fold_chunks(
     client_fn: Callable[[Any, Any], tuple[Any, Any]],
     shared: Any,
@@ -199,25 +221,3 @@ def _wide(dtype: Any) -> Any:
     if dtype == jnp.bool_:
         return jnp.dtype(jnp.int32)
     return wide(dtype) if jnp.issubdtype(dtype, jnp.inexact) else dtype
-
-
-def _check_mesh(mesh: jax.sharding.Mesh, clients: int) -> int:
-    """The number of devices on the mesh's clients axis."""
-    if "clients" not in mesh.axis_names:
-        raise _validate.InputError(
-            f"expected a mesh with an axis named 'clients'; got axes {mesh.axis_names}. "
-            "Make one with sharding.clients_mesh()."
-        )
-    if jax.sharding.AxisType.Explicit in mesh.axis_types:
-        raise _validate.InputError(
-            f"expected a mesh whose axes are of type Auto; got {mesh.axis_types}. Make one with "
-            "sharding.clients_mesh(), or pass axis_types=(jax.sharding.AxisType.Auto,) to "
-            "jax.make_mesh."
-        )
-    devices = mesh.shape["clients"]
-    if clients % devices:
-        raise _validate.InputError(
-            f"expected a number of clients that the mesh's {devices} devices divide; got "
-            f"{clients}. Pad the cohort with data.pad(data, {devices})."
-        )
-    return devices

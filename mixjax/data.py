@@ -135,6 +135,32 @@ def stack(
     )
 
 
+def _check_ids(ids: Any, clients: int) -> None:
+    array = _validate.host_array(ids, "client ids", None)
+    if array.shape != (clients,) or len(set(array.tolist())) != clients:
+        raise _validate.InputError(f"expected {clients} distinct client ids; got {array.tolist()}.")
+    if (
+        array.dtype.kind not in "iu"
+        or array.max() > _validate.INT_MAX
+        or array.min() < -_validate.INT_MAX - 1
+    ):
+        raise _validate.InputError(
+            f"expected client ids that are whole numbers of 32 bits; got {array.tolist()}. "
+            "Number the clients, and keep longer names outside."
+        )
+
+
+def _check_same_dtypes(tree: Any, other: Any, what: str, other_what: str) -> None:
+    for (name, leaf), (_, partner) in zip(
+        _validate.named_leaves(tree), _validate.named_leaves(other), strict=True
+    ):
+        if leaf.dtype != partner.dtype:
+            raise _validate.InputError(
+                f"expected {other_what} with the dtypes of {what}; got {name}: {partner.dtype} "
+                f"against {leaf.dtype}. Convert one of them."
+            )
+
+
 def take(data: ClientData, rows: Any) -> ClientData:
     """The cohort of the given rows, in that order; ids travel along."""
     rows = _validate.host_array(rows, "rows of the cohort", None)
@@ -215,6 +241,20 @@ def pool(
         ],
         capacity=capacity,
     )
+
+
+def _check_attributes(values: Any, count: int, what: str = "attribute values") -> None:
+    array = _validate.host_array(values, what, None)
+    if array.dtype.kind not in "iu":
+        raise _validate.InputError(
+            f"expected integer {what} in 0..{count - 1}; got dtype {array.dtype}."
+        )
+    outside = (array < 0) | (array >= count)
+    if outside.any():
+        index = tuple(int(i) for i in np.argwhere(outside)[0])
+        raise _validate.InputError(
+            f"expected {what} in 0..{count - 1}; got {array[outside][0]} at index {index}."
+        )
 
 
 def iid(seed: int, examples: int, clients: int) -> list[np.ndarray]:
@@ -307,44 +347,4 @@ def _check_partition(examples: int, clients: int) -> None:
     if examples < clients:
         raise _validate.InputError(
             f"expected at least as many examples as clients; got {examples} for {clients}."
-        )
-
-
-def _check_attributes(values: Any, count: int, what: str = "attribute values") -> None:
-    array = _validate.host_array(values, what, None)
-    if array.dtype.kind not in "iu":
-        raise _validate.InputError(
-            f"expected integer {what} in 0..{count - 1}; got dtype {array.dtype}."
-        )
-    outside = (array < 0) | (array >= count)
-    if outside.any():
-        index = tuple(int(i) for i in np.argwhere(outside)[0])
-        raise _validate.InputError(
-            f"expected {what} in 0..{count - 1}; got {array[outside][0]} at index {index}."
-        )
-
-
-def _check_same_dtypes(tree: Any, other: Any, what: str, other_what: str) -> None:
-    for (name, leaf), (_, partner) in zip(
-        _validate.named_leaves(tree), _validate.named_leaves(other), strict=True
-    ):
-        if leaf.dtype != partner.dtype:
-            raise _validate.InputError(
-                f"expected {other_what} with the dtypes of {what}; got {name}: {partner.dtype} "
-                f"against {leaf.dtype}. Convert one of them."
-            )
-
-
-def _check_ids(ids: Any, clients: int) -> None:
-    array = _validate.host_array(ids, "client ids", None)
-    if array.shape != (clients,) or len(set(array.tolist())) != clients:
-        raise _validate.InputError(f"expected {clients} distinct client ids; got {array.tolist()}.")
-    if (
-        array.dtype.kind not in "iu"
-        or array.max() > _validate.INT_MAX
-        or array.min() < -_validate.INT_MAX - 1
-    ):
-        raise _validate.InputError(
-            f"expected client ids that are whole numbers of 32 bits; got {array.tolist()}. "
-            "Number the clients, and keep longer names outside."
         )

@@ -47,26 +47,22 @@ class Remaining(NamedTuple):
     weight_sum: Float[Array, ""]
 
 
-def is_sound(
-    update: Params, weighted: Params, clients: int, max_norm: Scalar | None = None
-) -> Bool[Array, ""]:
-    """Whether an update can be used: finite, weighted or not, and not too long.
+def is_sound(update: Params, clients: int, max_norm: Scalar | None = None) -> Bool[Array, ""]:
+    """Whether a weighted update can be used: finite, and not too long.
 
     | update | sound |
     |---|---|
     | zero, or an empty tree | yes |
     | a NaN or an infinity in any coordinate | no |
-    | a half-precision number that the weight makes infinite | no |
-    | longer than 1.8e19 / clients: the square of a weighted sum could overflow float32 | no |
+    | longer than 1.8e19 / clients: the square of their sum could overflow float32 | no |
     | as long as `max_norm` | yes, up to the rounding of the norm |
     | longer than `max_norm` | no |
     | integers, which can't be NaN | by their norm alone |
 
     Args:
-      update: one client's.
-      weighted: the same times its weight, which is at most the number of clients.
+      update: one client's, times its weight.
       clients: of the cohort.
-      max_norm: bound on the norm of `update`.
+      max_norm: bound on the norm of `update`; times the weight, where it is of the update alone.
     """
     squares = [
         # a product: XLA's CPU back end sums an axis one element after the other
@@ -78,11 +74,7 @@ def is_sound(
     if max_norm is not None:
         bound = jnp.minimum(bound, jnp.square(jnp.float32(max_norm)))
     # NaN compares as False
-    sound = square <= bound
-    for leaf in jax.tree.leaves(weighted):
-        if leaf.dtype.itemsize < 4:
-            sound &= jnp.all(jnp.isfinite(leaf))
-    return sound
+    return square <= bound
 
 
 def leave_out(weights: Weights, chosen: Active, sound: Active, least: int) -> Remaining:

@@ -12,10 +12,10 @@ from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int
 
-from mixjax import _axes, _gather, _memory, _validate
+from mixjax import _axes, _draws, _gather, _memory, _validate
 from mixjax import units as units_lib
+from mixjax._draws import stream as stream
 from mixjax.types import Active, Memory, Origins, Params, PRNGKey, Updates, threefry
 
 SMALL_BYTES = 2**26
@@ -113,7 +113,7 @@ def shuffle() -> Mix:
 
     def draw(key: PRNGKey, active: Active, units: int) -> Origins:
         _check_draw(key, active, units)
-        origins = _permutation(threefry(key), active)
+        origins = _draws.permutation(threefry(key), active)
         return jnp.broadcast_to(origins[:, None], (active.shape[0], units))
 
     return Mix(draw)
@@ -130,7 +130,7 @@ def full_round() -> Mix:
     def draw(key: PRNGKey, active: Active, units: int) -> Origins:
         _check_draw(key, active, units)
         keys = jax.random.split(threefry(key), units)
-        return jax.vmap(_permutation, (0, None), out_axes=1)(keys, active)
+        return jax.vmap(_draws.permutation, (0, None), out_axes=1)(keys, active)
 
     return Mix(draw)
 
@@ -149,9 +149,9 @@ def proxy(list_size: int) -> Mix:
         order_key, stream_key = jax.random.split(threefry(key))
         clients = active.shape[0]
         ranks = stream(stream_key, jnp.sum(active), clients, list_size, units)
-        arrivals = _sort_clients(order_key, active)
+        arrivals = _draws.sort_clients(order_key, active)
         rows = jnp.arange(clients, dtype=jnp.int32)
-        slots = _active_first(active)
+        slots = _draws.active_first(active)
         by_rank = jnp.where(
             (rows < jnp.sum(active, dtype=jnp.int32))[:, None], arrivals[ranks], slots[:, None]
         )
@@ -160,67 +160,17 @@ def proxy(list_size: int) -> Mix:
     return Mix(draw)
 
 
-def stream(
-    key: PRNGKey, arrivals: Int[Array, ""] | int, capacity: int, list_size: int, units: int
-) -> Int[Array, "capacity units"]:
-    """What a stream of updates through lists of `list_size` emits, in terms of arrival order.
-
-    Each unit has a list, filled by the first `list_size` arrivals. Every later arrival emits,
-    per unit, a uniformly drawn entry and takes its place. At the end of the round the lists are
-    flushed, each in random order.
-
-    Guarantees: every unit of every arrival is emitted exactly once. In steady state an entry's
-    delay is geometric with mean `list_size` arrivals, and two units of an emitted update share
-    their origin with probability 1/(2 list_size - 1). With at most `list_size` arrivals it is
-    a full round.
-
-    Args:
-      key: the proxy's key.
-      arrivals: the number of updates that arrive, at most `capacity`; may be traced.
-      capacity: rows of the result.
-      list_size: entries in each list.
-      units: the number of units.
-
-    Returns:
-      `emitted[slot, unit]`: the arrival (0 first) whose unit the slot-th emission carries. Rows
-      from `arrivals` on are zero.
-
-    Raises:
-      InputError: for sizes that are no positive whole numbers, or more arrivals than rows.
-    """
+def _check_draw(key: Any, active: Any, units: Any, *, alone: bool = False) -> None:
+    """The arguments of a mix."""
     _validate.check_key(key)
-    for value, name in ((capacity, "capacity"), (list_size, "list_size"), (units, "units")):
-        _validate.check_positive(value, name, integer=True)
-    _check_arrivals(arrivals, capacity)
-    _memory.check_memory(4 * capacity * units, f"a stream of {capacity} x {units}", "", None)
-    draw_key, flush_key = jax.random.split(threefry(key))
-    arrivals = jnp.asarray(arrivals, jnp.int32)
-    size = min(list_size, capacity)
-    columns = jnp.arange(units)
-    lists = jnp.broadcast_to(jnp.arange(size, dtype=jnp.int32)[:, None], (size, units))
-    emitted = jnp.zeros((capacity, units), lists.dtype)
-
-    def arrive(lists: Array, arrival: Array) -> tuple[Array, Array]:
-        entries = jax.random.randint(
-            jax.random.fold_in(draw_key, arrival), (units,), 0, size, jnp.int32
-        )
-        leaving = lists[entries, columns]
-        kept = jnp.where(arrival < arrivals, arrival, leaving)
-        return lists.at[entries, columns].set(kept), leaving
-
-    lists, leaving = jax.lax.scan(arrive, lists, jnp.arange(size, capacity, dtype=jnp.int32))
-    emitted = emitted.at[: capacity - size].set(leaving)
-
-    held = jnp.minimum(arrivals, size)
-    flush_keys = jax.random.split(flush_key, units)
-    order = jax.vmap(_sort_clients, (0, None), out_axes=1)(
-        flush_keys, jnp.arange(size, dtype=jnp.int32) < held
-    )
-    flushed = jnp.take_along_axis(lists, order, axis=0)
-    # rows past the last arrival are overwritten below, whatever the scan left there
-    start = arrivals - held
-    emitted = jax.lax.dynamic_update_slice(emitted, flushed, (start, jnp.int32(0)))
-    return jnp.where((jnp.arange(capacity, dtype=jnp.int32) < arrivals)[:, None], emitted, 0)
+    clients = _axes.check_mask(active)
+    _validate.check_positive(units, "units", integer=True)
+    needed = 4 * clients * units
+    # asking the system for its memory takes longer than a small draw
+    if needed > SMALL_BYTES:
+        _memory.check_memory(needed, f"an origin matrix of {clients} x {units}", "", None)
+    if not alone:
+        _axes.check_mixable(active, clients)
 
 
 def apply(origins: Origins, updates: Updates, units: units_lib.Units) -> Updates:
@@ -377,55 +327,3 @@ def next_draw(
 
 def _first(updates: Updates) -> Params:
     return jax.tree.map(lambda leaf: leaf[0], updates)
-
-
-def _permutation(key: PRNGKey, active: Active) -> Int[Array, " clients"]:
-    """A uniform permutation of the active rows; the inactive ones stay."""
-    slots = _active_first(active)
-    return jnp.zeros_like(slots).at[slots].set(_sort_clients(key, active))
-
-
-def _active_first(active: Active) -> Int[Array, " clients"]:
-    """Active rows in ascending order, then the inactive ones."""
-    return jnp.argsort(~active, stable=True).astype(jnp.int32)
-
-
-def _sort_clients(key: PRNGKey, active: Active) -> Int[Array, " clients"]:
-    """Active rows in uniformly random order, then the inactive ones in ascending order."""
-    clients = active.shape[0]
-    place_bits = max(clients - 1, 1).bit_length()
-    random_bits = 31 - place_bits
-    # Sorting single words of [inactive | random | place] is many times faster on CPU than sorting
-    # by several operands. A tie keeps the order of the round before, so only ties in every round
-    # could bend the law: rounds are added until any tie has probability below 2^-20.
-    rounds = -(-(2 * place_bits + 20) // random_bits)
-    place = jnp.arange(clients, dtype=jnp.uint32)
-    order = jnp.arange(clients, dtype=jnp.int32)
-    for bits in jax.random.bits(key, (rounds, clients), jnp.uint32):
-        words = ((bits >> (1 + place_bits)) << place_bits) | place
-        words = jnp.where(active[order], words, jnp.uint32(1 << 31) | place)
-        order = order[(jnp.sort(words) & jnp.uint32((1 << place_bits) - 1)).astype(order.dtype)]
-    return order
-
-
-def _check_draw(key: Any, active: Any, units: Any, *, alone: bool = False) -> None:
-    """The arguments of a mix."""
-    _validate.check_key(key)
-    clients = _axes.check_mask(active)
-    _validate.check_positive(units, "units", integer=True)
-    needed = 4 * clients * units
-    # asking the system for its memory takes longer than a small draw
-    if needed > SMALL_BYTES:
-        _memory.check_memory(needed, f"an origin matrix of {clients} x {units}", "", None)
-    if not alone:
-        _axes.check_mixable(active, clients)
-
-
-def _check_arrivals(arrivals: Any, capacity: int) -> None:
-    if not _validate.concrete(arrivals):
-        return
-    array = _validate.host_array(arrivals, "arrivals", "iu")
-    if array.ndim or not 0 <= int(array) <= capacity:
-        raise _validate.InputError(
-            f"expected arrivals in 0..{capacity}, the capacity; got {arrivals!r}."
-        )

@@ -183,6 +183,13 @@ def initial(model: nn.Module, key: PRNGKey, inputs: Array | np.ndarray) -> Param
     return _initial(model, key, inputs)
 
 
+def _check_module(model: nn.Module) -> None:
+    if not isinstance(model, nn.Module):
+        raise _validate.InputError(
+            f"expected a flax.linen module such as models.MLP(classes=10); got {model!r}."
+        )
+
+
 # optimizing a program that runs for milliseconds costs seconds
 @functools.partial(
     jax.jit, static_argnames="model", compiler_options={"xla_backend_optimization_level": 0}
@@ -196,13 +203,6 @@ def _initial(model: nn.Module, key: PRNGKey, inputs: Array) -> Params:
             "for BatchNorm: clients would share the statistics of their data."
         )
     return variables["params"]
-
-
-def _check_module(model: nn.Module) -> None:
-    if not isinstance(model, nn.Module):
-        raise _validate.InputError(
-            f"expected a flax.linen module such as models.MLP(classes=10); got {model!r}."
-        )
 
 
 def _conv(features: int, kernel: tuple[int, ...], strides: int = 1) -> nn.Conv:

@@ -316,6 +316,15 @@ def group_norm(
     return (centred * jnp.expand_dims(factor, spatial) + shift).astype(dtype)
 
 
+def _check_groups(groups: int, channels: int) -> None:
+    whole = isinstance(groups, (int, np.integer)) and not isinstance(groups, bool)
+    if not whole or groups < 1 or channels % groups:
+        raise _validate.InputError(
+            f"expected groups to be a whole number that divides the {channels} channels; "
+            f"got {groups!r}."
+        )
+
+
 def _blocks(inputs: Array, window: Sequence[int]) -> Array:
     spatial = inputs.shape[1:-1]
     _check_window(window, spatial)
@@ -332,13 +341,4 @@ def _check_window(window: Sequence[int], spatial: Sequence[int]) -> None:
         raise _validate.InputError(
             f"expected a pooling window of {len(spatial)} positive sizes for spatial axes "
             f"{tuple(spatial)}; got {tuple(window)}."
-        )
-
-
-def _check_groups(groups: int, channels: int) -> None:
-    whole = isinstance(groups, (int, np.integer)) and not isinstance(groups, bool)
-    if not whole or groups < 1 or channels % groups:
-        raise _validate.InputError(
-            f"expected groups to be a whole number that divides the {channels} channels; "
-            f"got {groups!r}."
         )

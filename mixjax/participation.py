@@ -126,6 +126,15 @@ def schedule(mask: npt.ArrayLike) -> Participation:
     return participate
 
 
+def _check_schedule(mask: Any) -> None:
+    array = mask if hasattr(mask, "dtype") else _validate.host_array(mask, "a schedule", None)
+    if array.dtype != jnp.bool_ or array.ndim not in (1, 2) or 0 in array.shape:
+        raise _validate.InputError(
+            "expected a schedule of bool[clients] or bool[rounds, clients]; got "
+            f"{array.dtype}{list(array.shape)}."
+        )
+
+
 def deadline(limit: Scalar, durations: Durations) -> Participation:
     """Clients whose round takes longer than `limit` stay away.
 
@@ -146,6 +155,26 @@ def deadline(limit: Scalar, durations: Durations) -> Participation:
         return data.active & (taken <= jnp.asarray(limit, taken.dtype))
 
     return participate
+
+
+def _check_per_client(values: Any, clients: int, what: str) -> None:
+    if getattr(values, "shape", None) != (clients,):
+        came = list(values.shape) if hasattr(values, "shape") else repr(values)
+        raise _validate.InputError(
+            f"expected one entry of {what} for each of {clients} clients; got {came}. "
+            "Rows that data.pad adds count too."
+        )
+
+
+def _check_durations(durations: Any) -> None:
+    if not _validate.concrete(durations):
+        return
+    values = _validate.host_array(durations, "durations")
+    if values.ndim != 1 or not np.all(values >= 0):
+        raise _validate.InputError(
+            "expected durations >= 0 of shape [clients], or a function that draws them; got "
+            f"{values!r}."
+        )
 
 
 def log_normal(
@@ -205,32 +234,3 @@ def _first(key: PRNGKey, data: ClientData, count: Any) -> Active:
     order = jnp.argsort(jnp.where(data.active, words, jnp.uint32(2**32 - 1)))
     ranks = jnp.zeros_like(order).at[order].set(jnp.arange(order.shape[0], dtype=order.dtype))
     return data.active & (ranks < jnp.asarray(count).astype(order.dtype))
-
-
-def _check_schedule(mask: Any) -> None:
-    array = mask if hasattr(mask, "dtype") else _validate.host_array(mask, "a schedule", None)
-    if array.dtype != jnp.bool_ or array.ndim not in (1, 2) or 0 in array.shape:
-        raise _validate.InputError(
-            "expected a schedule of bool[clients] or bool[rounds, clients]; got "
-            f"{array.dtype}{list(array.shape)}."
-        )
-
-
-def _check_per_client(values: Any, clients: int, what: str) -> None:
-    if getattr(values, "shape", None) != (clients,):
-        came = list(values.shape) if hasattr(values, "shape") else repr(values)
-        raise _validate.InputError(
-            f"expected one entry of {what} for each of {clients} clients; got {came}. "
-            "Rows that data.pad adds count too."
-        )
-
-
-def _check_durations(durations: Any) -> None:
-    if not _validate.concrete(durations):
-        return
-    values = _validate.host_array(durations, "durations")
-    if values.ndim != 1 or not np.all(values >= 0):
-        raise _validate.InputError(
-            "expected durations >= 0 of shape [clients], or a function that draws them; got "
-            f"{values!r}."
-        )

@@ -250,7 +250,7 @@ def train(
         weighted = jax.tree.map(lambda leaf: times(leaf, weight), update)
         # the weighted update is judged: with two arrays a client a million take 8 GB, not 2
         longest = None if max_norm is None else max_norm * weight
-        sound = data.active & faults.is_sound(weighted, weighted, clients, longest)
+        sound = data.active & faults.is_sound(weighted, clients, longest)
         measured = None
         if attack is not None and attack.measure is not None:
             measured = cohort.zero_unless(sound, _measure(attack, probe, units, weighted))

@@ -25,7 +25,7 @@ def floating(dtype: Any) -> Any:
 
 
 def times(leaf: jax.Array, factor: jax.Array) -> jax.Array:
-    """A leaf times a number, in the leaf's dtype; integers become float32."""
+    """A leaf times a number, or one for each row, in the leaf's dtype; integers become float32."""
     dtype = floating(leaf.dtype)
     return leaf.astype(dtype) * factor.astype(dtype)
 

@@ -68,10 +68,10 @@ DEFINED = {
     "evaluation.linkage": "neighbours relink_rank unit_distances",
     "evaluation.ranking": "auc membership_auc true_positive_rate",
     "faults": "BrokenUpdateError Remaining is_sound leave_out",
-    "federation": "Federation Init Parts Step fedavg play_round run",
+    "federation": "Federation Init Step fedavg run",
     "measures": "mix of random_directions",
     "mixing": "Draw Mix apply apply_in_place as_mix compose full_round keep mix next_draw proxy "
-    "shuffle stream",
+    "shuffle",
     "models": "GroupNorm ImageCNN MLP SensorCNN cross_entropy initial",
     "observation": "Observation",
     "ops": "avg_pool conv_general_dilated group_norm max_pool",
@@ -89,6 +89,8 @@ DEFINED = {
 PASSED_ON = {
     "checkpoint": ["replacing", "stop_on_signals"],
     "data": ["prefetched"],
+    "federation": ["Parts", "play_round"],
+    "mixing": ["stream"],
     "units": ["Labels"],
 }
 """What a module makes public that a private one defines."""

@@ -133,7 +133,8 @@ SOUND: dict[str, tuple[Any, float | None, bool]] = {
     "an infinity": (jnp.array([0.0, -jnp.inf, 0.0]), None, False),
     "a square beyond float32": (jnp.array([3e19, 0.0, 0.0]), None, False),
     "weighted, a square beyond float32": (jnp.array([1e19, 0.0, 0.0]), None, False),
-    "long": (jnp.array([4e18, 0.0, 0.0]), None, True),
+    "weighted, just too long for a sum": (jnp.array([2.4e18, 0.0, 0.0]), None, False),
+    "weighted, just short enough": (jnp.array([2.2e18, 0.0, 0.0]), None, True),
     "longer than the bound": (jnp.array([3.0, 4.0, 0.0]), 4.99, False),
     "as long as the bound": (jnp.array([3.0, 4.0, 0.0]), 5.0, True),
     "a half whose square overflows": (jnp.array([2e4, 0.0], jnp.float16), None, True),
@@ -150,8 +151,9 @@ def test_what_is_broken(name: str) -> None:
     tree = {"a": update, "b": jnp.zeros((2, 2))}
 
     def is_sound(tree: Any) -> Any:
-        weighted = jax.tree.map(lambda leaf: mx.types.times(leaf, jnp.float32(2)), tree)
-        return mx.faults.is_sound(tree, weighted, 4, bound)
+        weight = jnp.float32(2)
+        weighted = jax.tree.map(lambda leaf: mx.types.times(leaf, weight), tree)
+        return mx.faults.is_sound(weighted, 4, None if bound is None else bound * weight)
 
     assert bool(is_sound(tree)) == bool(jax.jit(is_sound)(tree)) == sound
     assert is_sound({})

@@ -1,6 +1,8 @@
-"""Two thousand rounds with dropouts, broken clients and checkpoints: nothing is left behind."""
+"""Two thousand rounds, or two hundred federations, in one process: nothing is left behind."""
 
 import gc
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -12,15 +14,12 @@ import optax
 import pytest
 
 import mixjax as mx
+from tests.sweep import resident_bytes
 
 SEGMENTS, ROUNDS, WARM_UP = 20, 100, 5
+CONFIGURATIONS, FIRST = 200, 10
 PARAMS = {"in": {"w": jnp.ones(2)}, "out": {"b": jnp.float32(0)}}
 PROCESS = Path("/proc/self")
-
-
-def resident_bytes() -> int:
-    (line,) = (s for s in (PROCESS / "status").read_text().splitlines() if s.startswith("VmRSS"))
-    return 1024 * int(line.split()[1])
 
 
 def open_files() -> int:
@@ -79,3 +78,18 @@ def test_two_thousand_rounds_leave_nothing_behind(tmp_path: Path) -> None:
     for counted in (files, threads, traces_then):
         assert len(set(counted[warm])) == 1, counted
     assert max(memory[warm]) < 1.05 * memory[1 + WARM_UP]
+
+
+@pytest.mark.skipif(not PROCESS.exists(), reason="reads /proc")
+def test_a_sweep_of_two_hundred_federations_stays_flat() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.sweep", str(CONFIGURATIONS)],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    memory = [int(line) for line in done.stdout.split()]
+    assert len(memory) == CONFIGURATIONS
+    assert max(memory[FIRST:]) < 1.1 * memory[FIRST - 1]

@@ -188,6 +188,35 @@ def active(auxiliary: ClientData, *, mesh: jax.sharding.Mesh | None = None) -> A
     return Attack(None, prepare, measure, observe)
 
 
+def _check_auxiliary(auxiliary: Any) -> None:
+    _axes.check_cohort(auxiliary, "auxiliary data", axis="attributes")
+    _check_finite(auxiliary.examples, "auxiliary data")
+    if _validate.concrete(auxiliary.counts):
+        empty = np.flatnonzero(np.asarray(auxiliary.counts) == 0)
+        if empty.size:
+            raise _validate.InputError(
+                f"expected auxiliary examples of every attribute value; value {empty[0]} has "
+                "none. Add auxiliary people with this value."
+            )
+
+
+def _check_finite(tree: Any, what: str) -> None:
+    for name, leaf in _validate.named_leaves(tree):
+        if not _validate.concrete(leaf) or not jnp.issubdtype(leaf.dtype, jnp.inexact):
+            continue
+        values = np.asarray(leaf)
+        # a finite sum proves it without a mask the size of the data; an overflow takes the slow way
+        with np.errstate(over="ignore", invalid="ignore"):
+            if np.isfinite(values.sum(dtype=np.float64)):
+                continue
+        bad = int(np.size(values) - np.isfinite(values).sum())
+        if bad:
+            raise _validate.InputError(
+                f"expected finite numbers in {what}; got {bad} NaN or infinite values at {name}. "
+                "Remove or repair those rows first."
+            )
+
+
 def measure(probe: Probe, units: units_lib.Units, update: Params) -> Terms:
     """The terms of one update against the probe's references, which are the directions."""
     return Terms(
@@ -242,32 +271,3 @@ def circumcenter(points: Directions) -> Params:
 
 def _inexact(leaf: Any) -> bool:
     return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jnp.inexact)
-
-
-def _check_finite(tree: Any, what: str) -> None:
-    for name, leaf in _validate.named_leaves(tree):
-        if not _validate.concrete(leaf) or not jnp.issubdtype(leaf.dtype, jnp.inexact):
-            continue
-        values = np.asarray(leaf)
-        # a finite sum proves it without a mask the size of the data; an overflow takes the slow way
-        with np.errstate(over="ignore", invalid="ignore"):
-            if np.isfinite(values.sum(dtype=np.float64)):
-                continue
-        bad = int(np.size(values) - np.isfinite(values).sum())
-        if bad:
-            raise _validate.InputError(
-                f"expected finite numbers in {what}; got {bad} NaN or infinite values at {name}. "
-                "Remove or repair those rows first."
-            )
-
-
-def _check_auxiliary(auxiliary: Any) -> None:
-    _axes.check_cohort(auxiliary, "auxiliary data", axis="attributes")
-    _check_finite(auxiliary.examples, "auxiliary data")
-    if _validate.concrete(auxiliary.counts):
-        empty = np.flatnonzero(np.asarray(auxiliary.counts) == 0)
-        if empty.size:
-            raise _validate.InputError(
-                f"expected auxiliary examples of every attribute value; value {empty[0]} has "
-                "none. Add auxiliary people with this value."
-            )

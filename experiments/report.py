@@ -223,7 +223,8 @@ def section(entry: Entry, summary: dict[str, Any], figures: Path) -> str:
 
 COMMENT = """What a single layer tells of its owner no permutation changes: the columns differ only
 where training does. So the server still learns which layers come from somebody with the
-attribute, and how many such people there are; MixNN only hides who they are."""
+attribute, and how many such people there are. Which layers belong to one person an adaptive server
+finds out too: see [adversaries](adversaries.md)."""
 
 
 def table(summary: dict[str, Any]) -> str:

@@ -294,10 +294,21 @@ def trace(model: Any, params: Params, inputs: Any) -> Graph:
         )
     # a program that runs once
     compiled = jax.jit(
-        lambda: [_influence(vary, size) for vary, size in tasks],
+        lambda all_changes: [
+            _influence(vary, changes) for (vary, _), changes in zip(tasks, all_changes, strict=True)
+        ],
         compiler_options={"xla_backend_optimization_level": 0},
     )
-    influences = jax.tree.map(np.asarray, compiled())
+    # differences and not derivatives: pooling may have a derivative of its own, backwards only
+    influences = jax.tree.map(
+        np.asarray,
+        compiled(
+            [
+                np.concatenate([np.zeros((1, size)), 0.5 * np.eye(size)]).astype(np.float32)
+                for _, size in tasks
+            ]
+        ),
+    )
     edges: dict[tuple[tuple[str, ...] | None, int], Any] = {}
     reach: dict[tuple[str, ...] | None, Any] = {}
     for call, (found, out) in zip(calls, influences, strict=False):
@@ -311,10 +322,8 @@ def trace(model: Any, params: Params, inputs: Any) -> Graph:
     return _graph_of(calls, edges, reach, blocks, own, shapes)
 
 
-def _influence(vary: Callable[[Any], Any], size: int) -> Any:
-    """Of each array that `vary` returns, `[size, features]`: which varies with which channel."""
-    # differences and not derivatives: pooling may have a derivative of its own, backwards only
-    changes = np.concatenate([np.zeros((1, size)), 0.5 * np.eye(size)]).astype(np.float32)
+def _influence(vary: Callable[[Any], Any], changes: Any) -> Any:
+    """Of each array that `vary` returns, `[changes, features]`: which differ from the first's."""
 
     def differs(leaf: Any) -> Any:
         moved = jnp.abs(leaf[1:] - leaf[:1])

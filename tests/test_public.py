@@ -82,7 +82,7 @@ DEFINED = {
     "choose_tree client_keys first_memories forward observe prepare round_keys seed_of_model "
     "take_step train weigh zero_rows",
     "sharding": "clients_mesh use_host_devices",
-    "types": "floating threefry times wide",
+    "types": "floating threefry times wide widest",
     "units": "Chunks Units chunks describe dots parameter_counts partition squared_norms",
 }
 

@@ -81,7 +81,8 @@ def _join(
     gain = jnp.where(active[None], jnp.where(known[:, None], likeness, 0.0), -2.0)
     # an assignment returns the identity where nothing is known: deal the slots out first
     order = jax.random.permutation(key, active.shape[0])
-    assigned = optax.assignment.hungarian_algorithm(-gain[:, order])
+    # in JAX's default floats, as optax's own numbers are
+    assigned = optax.assignment.hungarian_algorithm(-gain[:, order].astype(float))
     slots = jnp.zeros_like(order).at[assigned[0]].set(order[assigned[1]])
     return slots, jnp.argsort(slots)
 

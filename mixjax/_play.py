@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import PyTree
 
-from mixjax import aggregation, defences, faults, mixing, rounds
+from mixjax import _validate, aggregation, defences, faults, mixing, rounds
 from mixjax import measures as measures_lib
 from mixjax import participation as participation_lib
 from mixjax import units as units_lib
@@ -124,12 +124,14 @@ def play_round(
         Memories(attack_memory, mix_memory, aggregate_memory),
         state.attack_seed,
     )
+    metrics = None if parts.evaluate is None else parts.evaluate(params)
+    _validate.check_returned(metrics, "evaluate")
     record = Record(
         loss=trained.loss,
         observation=observation if parts.keep_updates else observation._replace(updates=None),
         findings=findings,
         truth=Truth(origins, own),
-        metrics=None if parts.evaluate is None else parts.evaluate(params),
+        metrics=metrics,
         excluded=remaining.excluded,
         stepped=stepped,
         probe=probe if parts.keep_probe and attack is not None else None,

@@ -84,6 +84,13 @@ def check_seed(value: Any) -> None:
         raise InputError(f"expected a seed that is a whole number of at least 0; got {value!r}.")
 
 
+def check_mesh(mesh: Any) -> None:
+    if mesh is not None and not isinstance(mesh, jax.sharding.Mesh):
+        raise InputError(
+            f"expected a mesh such as sharding.clients_mesh(); got {type(mesh).__name__}."
+        )
+
+
 def _check_number(value: Any, expected: str, holds: Callable[[Any], Any]) -> None:
     """A real number, finite in float32; a traced one passes."""
     if not concrete(value):
@@ -195,6 +202,54 @@ def check_component(value: Any, fields: Sequence[str], what: str) -> None:
         came = getattr(value, "__qualname__", None) if callable(value) else None
         hint = f"the function {came}: call it" if came else f"{value!r}"
         raise InputError(f"expected {what}; got {hint}.")
+
+
+def check_optimizer(value: Any, what: str) -> None:
+    check_component(value, ("init", "update"), what)
+    check_signature(value.init, ("params",), f"init of {what}")
+    check_signature(value.update, ("updates", "state", "params"), f"update of {what}")
+
+
+def check_optimized(result: Any, state: Any, params: Any) -> None:
+    """What an optimizer's update returns: it would be broadcast, or fail in a loop."""
+    if not isinstance(result, tuple) or len(result) != 2:
+        raise InputError(
+            f"expected an optimizer's update to return (updates, state); got "
+            f"{type(result).__name__}."
+        )
+    check_update(result[0], params, "an optimizer's update")
+    if form(state) != form(result[1]):
+        raise InputError(
+            f"expected an optimizer's update to return a state like the one it got, {form(state)}; "
+            f"got {form(result[1])}."
+        )
+
+
+def check_update(update: Any, params: Any, who: str) -> None:
+    """Refuse an update of another structure or shape than the model, which would be broadcast."""
+    came, model = jax.tree.structure(update), jax.tree.structure(params)
+    if came != model:
+        raise InputError(
+            f"expected {who} to return an update with the structure of the model, {model}; "
+            f"got {came}."
+        )
+    pairs = zip(named_leaves(update), jax.tree.leaves(params), strict=True)
+    for (name, leaf), like in pairs:
+        if jnp.shape(leaf) != jnp.shape(like):
+            raise InputError(
+                f"expected {who} to return an update shaped like the model; got {name}: "
+                f"{jnp.shape(leaf)} against {jnp.shape(like)}."
+            )
+    check_real(jax.eval_shape(lambda: jax.tree.map(jnp.asarray, update)), "updates")
+
+
+def check_returned(tree: Any, who: str) -> None:
+    """Refuse what a program can't return."""
+    for name, leaf in named_leaves(tree):
+        if not isinstance(leaf, (jax.Array, np.ndarray, np.generic, int, float, complex)):
+            raise InputError(
+                f"expected {who} to return arrays and numbers; got {type(leaf).__name__} at {name}."
+            )
 
 
 def form(tree: Any) -> Any:

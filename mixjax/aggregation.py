@@ -92,6 +92,8 @@ def as_aggregation(value: Any) -> Aggregation:
     else:
         made = Aggregation(value, whole=getattr(value, "func", value) is krum)
     memory = () if made.init is None else ("key", "memory")
+    if made.init is not None:
+        _validate.check_signature(made.init, ("params",), f"init of {what}")
     _validate.check_signature(made.reduce, (*memory, "updates", "active"), what)
     return made
 
@@ -192,7 +194,9 @@ def coordinate_median(updates: Updates, active: Active | None = None) -> Params:
     def one(leaf: Array) -> Array:
         rows = _sorted_rows(leaf, active)
         low, high = rows[(count - 1) // 2], rows[count // 2]
-        return low + (high - low) * jnp.asarray(0.5, rows.dtype)
+        half = jnp.asarray(0.5, rows.dtype)
+        # halves before the sum, which could overflow
+        return jnp.where(low == high, low, low * half + high * half)
 
     return jax.tree.map(one, updates)
 
@@ -214,8 +218,9 @@ def trimmed_mean(updates: Updates, active: Active | None = None, *, trim: float 
 
     def one(leaf: Array) -> Array:
         rows = _sorted_rows(leaf, active)
-        total = jnp.sum(jnp.where(_on_rows(kept, rows), rows, 0), axis=0)
-        return total / (count - 2 * cut).astype(rows.dtype)
+        wide = wide_dtype(rows.dtype)
+        total = jnp.sum(jnp.where(_on_rows(kept, rows), rows, 0), axis=0, dtype=wide)
+        return (total / (count - 2 * cut).astype(wide)).astype(rows.dtype)
 
     return jax.tree.map(one, updates)
 

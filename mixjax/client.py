@@ -75,9 +75,7 @@ def local_training(
       `(key, params, data) -> LocalResult` for one client.
     """
     _validate.check_callable(loss_fn, "a loss (params, batch, key)")
-    _validate.check_component(
-        optimizer, ("init", "update"), "an optax optimizer such as optax.sgd(0.1)"
-    )
+    _validate.check_optimizer(optimizer, "an optax optimizer such as optax.sgd(0.1)")
     _validate.check_positive(batch_size, "batch_size", integer=True)
     _validate.check_positive(epochs, "epochs", integer=True)
 
@@ -104,7 +102,9 @@ def local_training(
             rows, real, step_key = index
             batch = jax.tree.map(lambda leaf: leaf[rows], data.examples)
             loss, gradient = jax.value_and_grad(mean_loss)(params, batch, real, step_key)
-            updates, opt_state = optimizer.update(gradient, opt_state, params)
+            result = optimizer.update(gradient, opt_state, params)
+            _validate.check_optimized(result, opt_state, params)
+            updates, opt_state = result
             total = loss.astype(jnp.float32) * jnp.sum(real).astype(jnp.float32)
             return (optax.apply_updates(params, updates), opt_state), total
 
@@ -180,26 +180,22 @@ def check_result(result: Any, params: Params) -> None:
     """Refuse what local training of one's own returns in place of a `LocalResult`.
 
     Raises:
-      InputError: for another type, or an update of another structure or shape than the model.
+      InputError: for another type, an update of another structure or shape than the model, or a
+        loss that is no number.
     """
     if not isinstance(result, LocalResult):
         raise _validate.InputError(
             f"expected local training to return a client.LocalResult(update, loss); got "
             f"{type(result).__name__}."
         )
-    update, model = jax.tree.structure(result.update), jax.tree.structure(params)
-    if update != model:
+    _validate.check_update(result.update, params, "local training")
+    loss = result.loss
+    shape, dtype = getattr(loss, "shape", ()), getattr(loss, "dtype", type(loss))
+    if shape != () or not _validate.real(dtype):
+        came = f"{dtype}{list(shape)}" if hasattr(loss, "dtype") else repr(loss)
         raise _validate.InputError(
-            "expected local training to return an update with the structure of the model, "
-            f"{model}; got {update}."
+            f"expected local training to return its loss as one real number; got {came}."
         )
-    pairs = zip(_validate.named_leaves(result.update), jax.tree.leaves(params), strict=True)
-    for (name, leaf), like in pairs:
-        if jnp.shape(leaf) != jnp.shape(like):
-            raise _validate.InputError(
-                f"expected local training to return an update shaped like the model; got {name}: "
-                f"{jnp.shape(leaf)} against {jnp.shape(like)}."
-            )
 
 
 def streamed(

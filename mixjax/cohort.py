@@ -93,6 +93,7 @@ def fold(
 
 def _check_mesh(mesh: jax.sharding.Mesh, clients: int) -> int:
     """The number of devices on the mesh's clients axis."""
+    _validate.check_mesh(mesh)
     if "clients" not in mesh.axis_names:
         raise _validate.InputError(
             f"expected a mesh with an axis named 'clients'; got axes {mesh.axis_names}. "
@@ -175,6 +176,7 @@ def run(
     clients = _axes.check_cohort(data)
     _axes.check_params(params)
     _validate.check_callable(local, "local training such as client.local_training(...)")
+    _validate.check_mesh(mesh)
     _memory.check_stack_memory(
         params,
         clients,

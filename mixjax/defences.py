@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from mixjax import _validate, mixing
-from mixjax.types import Params, PRNGKey, Scalar, times, widest
+from mixjax.types import Params, PRNGKey, Scalar, floating, times, widest
 
 
 @runtime_checkable
@@ -81,6 +81,8 @@ def clipped(norm: Scalar) -> Defence:
 def noisy_gradient(sigma: Scalar, clip_norm: Scalar | None = None) -> Defence:
     """Gaussian noise N(0, sigma²) on each coordinate of the update, clipped first if asked.
 
+    Integers and booleans become float32.
+
     Only with `clip_norm` does it have a privacy guarantee: each round is the Gaussian mechanism
     on the client's whole update. Its noise multiplier is sigma / (2 clip_norm) for local
     differential privacy, where one client's data are replaced by any other, and
@@ -93,12 +95,14 @@ def noisy_gradient(sigma: Scalar, clip_norm: Scalar | None = None) -> Defence:
     _validate.check_non_negative(sigma, "sigma")
 
     def perturb(key: PRNGKey, update: Params) -> Params:
+        _validate.check_key(key)
         leaves, structure = jax.tree.flatten(update)
         keys = jax.random.split(key, len(leaves))
-        noisy = [
-            leaf + jnp.asarray(sigma, leaf.dtype) * jax.random.normal(one, leaf.shape, leaf.dtype)
-            for one, leaf in zip(keys, leaves, strict=True)
-        ]
+        noisy = []
+        for one, leaf in zip(keys, leaves, strict=True):
+            dtype = floating(leaf.dtype)
+            noise = jax.random.normal(one, leaf.shape, dtype)
+            noisy.append(leaf.astype(dtype) + jnp.asarray(sigma, dtype) * noise)
         return jax.tree.unflatten(structure, noisy)
 
     noise = Defence(perturb, mixing.keep())

@@ -149,9 +149,10 @@ def fedavg(
     chosen = participation_lib.everyone() if participation is None else participation
     optimizer = optax.sgd(1.0) if server_optimizer is None else server_optimizer
     defence = defences.none() if defence is None else defence
-    _validate.check_component(
-        optimizer, ("init", "update"), "an optax optimizer as server_optimizer"
-    )
+    _validate.check_optimizer(optimizer, "an optax optimizer as server_optimizer")
+    if evaluate is not None:
+        _validate.check_signature(evaluate, ("params",), "evaluate")
+    _validate.check_mesh(mesh)
     _validate.check_component(
         defence, defences.Defence._fields, "a defence such as defences.mixnn()"
     )
@@ -206,8 +207,8 @@ def fedavg(
             )
         _axes.check_params(params)
         units = units_lib.partition(params, granularity)
-        if isinstance(attack_seed, int):
-            _validate.check_seed(attack_seed)
+        if attack_seed is not None:
+            _check_attack_seed(attack_seed)
         seed = rounds.seed_of_model(params) if attack_seed is None else jnp.uint32(attack_seed)
         memories = rounds.first_memories(
             attack, parts.mix, parts.aggregate, params, units, clients or 0
@@ -280,3 +281,13 @@ def run(
                 before = jax.tree.map(lambda leaf: leaf[:done], records)
             raise BrokenUpdateError(client, int(state.round), state, before)
     return state, records
+
+
+def _check_attack_seed(seed: Any) -> None:
+    """One whole number of 32 bits; a traced one is looked at for its type alone."""
+    dtype = getattr(seed, "dtype", type(seed))
+    whole = getattr(seed, "shape", ()) == () and jnp.issubdtype(dtype, jnp.integer)
+    if not whole or (_validate.concrete(seed) and not 0 <= int(seed) < 2**32):
+        raise _validate.InputError(
+            f"expected an attack_seed that is a whole number from 0 to 2**32 - 1; got {seed!r}."
+        )

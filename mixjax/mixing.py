@@ -88,6 +88,8 @@ def as_mix(value: Any, what: str = "") -> Mix:
     _validate.check_callable(value, what)
     mix = value if isinstance(value, Mix) else Mix(value)
     memory = () if mix.init is None else ("memory",)
+    if mix.init is not None:
+        _validate.check_signature(mix.init, ("clients", "units"), f"init of {what}")
     _validate.check_signature(mix.draw, ("key", *memory, "active", "units"), what)
     _validate.check_positive(mix.least, "least of a mix", integer=True)
     return mix

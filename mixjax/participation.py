@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from jaxtyping import Array, Float, Int
 
-from mixjax import _validate
+from mixjax import _axes, _validate
 from mixjax.cohort import client_key
 from mixjax.data import ClientData
 from mixjax.types import Active, PRNGKey, Scalar, floating
@@ -145,12 +145,15 @@ def deadline(limit: Scalar, durations: Durations) -> Participation:
       durations: one for each client, or a function that draws them, such as `log_normal`.
     """
     _validate.check_positive(limit, "limit")
-    if not callable(durations):
+    if callable(durations):
+        _validate.check_signature(durations, ("key", "number", "data"), "durations")
+    else:
         _check_durations(durations)
 
     def participate(key: PRNGKey, number: Int[Array, ""], data: ClientData) -> Active:
         taken = durations(key, number, data) if callable(durations) else jnp.asarray(durations)
         _check_per_client(taken, data.active.shape[0], "durations")
+        _validate.check_real(taken, "durations")
         taken = taken.astype(floating(taken.dtype))
         return data.active & (taken <= jnp.asarray(limit, taken.dtype))
 
@@ -207,11 +210,14 @@ def compose(*parts: Participation) -> Participation:
     """
     _validate.check_some(parts, "participation such as participation.uniform(10)")
     for part in parts:
-        _validate.check_callable(part, "a participation such as participation.uniform(10)")
+        _validate.check_signature(
+            part, ("key", "number", "data"), "a participation such as participation.uniform(10)"
+        )
 
     def participate(key: PRNGKey, number: Int[Array, ""], data: ClientData) -> Active:
         for index, part in enumerate(parts):
             chosen = part(jax.random.fold_in(key, index), number, data)
+            _axes.check_mask(chosen, data.active.shape[0])
             data = data._replace(active=data.active & chosen)
         return data.active
 

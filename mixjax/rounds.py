@@ -128,6 +128,8 @@ def first_memories(
         () if mix.init is None else mix.init(clients, len(units.names)),
         () if aggregation.init is None else aggregation.init(params),
     )
+    for memory, name in zip(memories, ("attack", "mix", "aggregation"), strict=True):
+        _validate.check_returned(memory, f"the {name}'s init")
     return jax.tree.map(jnp.asarray, memories)
 
 
@@ -247,6 +249,7 @@ def train(
         result = local(keys.train, probe.params, data._replace(counts=counts))
         client_lib.check_result(result, probe.params)
         update = perturb(keys.perturb, result.update)
+        _validate.check_update(update, probe.params, "defence.perturb")
         weighted = jax.tree.map(lambda leaf: times(leaf, weight), update)
         # the weighted update is judged: with two arrays a client a million take 8 GB, not 2
         longest = None if max_norm is None else max_norm * weight
@@ -286,9 +289,11 @@ def observe(
     """The attack's findings, from what it asked for."""
     seen = observation if attack.updates else observation._replace(updates=None)
     if attack.init is None:
-        return memory, attack.observe(key, probe, _Seen._make(seen))
-    result = attack.observe(key, memory, probe, _Seen._make(seen))
-    _validate.check_remembered(result, memory, "attack.observe", "findings")
+        result = memory, attack.observe(key, probe, _Seen._make(seen))
+    else:
+        result = attack.observe(key, memory, probe, _Seen._make(seen))
+        _validate.check_remembered(result, memory, "attack.observe", "findings")
+    _validate.check_returned(result[1], "attack.observe")
     return result
 
 
@@ -328,6 +333,7 @@ def aggregate(
         raise _validate.InputError(
             f"expected an aggregate shaped like one update, {like}; got {came}."
         )
+    _validate.check_real(mean, "the aggregate")
     return after, mean
 
 
@@ -336,7 +342,9 @@ def take_step(
 ) -> tuple[Params, Any]:
     """A step of the server's optimizer along the aggregate."""
     gradient = jax.tree.map(lambda leaf, like: -leaf.astype(like.dtype), mean, params)
-    steps, opt_state = optimizer.update(gradient, opt_state, params)
+    result = optimizer.update(gradient, opt_state, params)
+    _validate.check_optimized(result, opt_state, params)
+    steps, opt_state = result
     return optax.apply_updates(params, steps), opt_state
 
 

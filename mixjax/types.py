@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree, Shaped
 
+from mixjax import _validate
+
 
 def wide(dtype: Any) -> Any:
     """The dtype to sum in: floats of at least 32 bits as they are, float32 for the rest."""
@@ -35,6 +37,7 @@ def threefry(key: jax.Array) -> jax.Array:
 
     Keys of threefry come back as they are. Of others (rbg) `vmap` draws from the first alone.
     """
+    _validate.check_key(key)
     if jax.random.key_impl(key) == "threefry2x32":
         return key
     words = jax.random.key_data(key)

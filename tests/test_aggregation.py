@@ -274,3 +274,25 @@ def test_the_mean_of_an_only_row_is_that_row_bit_by_bit() -> None:
         mean = jax.jit(mx.aggregation.mean)(rows, active)
         np.testing.assert_array_equal(mean["w"], rows["w"][0])
     assert np.isnan(jax.jit(mx.aggregation.mean)(rows, jnp.zeros(1, bool))["w"]).all()
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32])
+def test_robust_aggregations_of_the_largest_numbers_do_not_overflow(dtype: Any) -> None:
+    most = float(jnp.finfo(dtype).max)
+    ends = {"w": jnp.array([[most], [-most], [most], [-most]], dtype)}
+    assert mx.aggregation.coordinate_median(ends)["w"].tolist() == [0]
+    same = {"w": jnp.full((4, 1), most, dtype)}
+    assert mx.aggregation.coordinate_median(same)["w"].tolist() == [most]
+    # a sum that only a wider number holds
+    if dtype != jnp.float32:
+        many = {"w": jnp.full((40, 1), 6e4, dtype)}
+        trimmed = mx.aggregation.trimmed_mean(many, trim=0.1)["w"]
+        assert trimmed.dtype == dtype
+        np.testing.assert_array_equal(trimmed, many["w"][0])
+
+
+def test_the_median_of_infinities_is_one() -> None:
+    rows = {"w": jnp.array([[1.0], [jnp.inf], [jnp.inf], [jnp.inf]])}
+    assert mx.aggregation.coordinate_median(rows)["w"].tolist() == [np.inf]
+    least = {"w": jnp.full((3, 1), jnp.finfo(jnp.float16).smallest_subnormal, jnp.float16)}
+    assert mx.aggregation.coordinate_median(least)["w"] == least["w"][0]

@@ -235,9 +235,12 @@ def in_character(key: Any, params: Any, data: Any) -> Any:
     """Everybody moves in a direction of their own, and all together with the model."""
     leaves, structure = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.fold_in(jax.random.key(1), data.ids), len(leaves))
-    own = [jax.random.normal(one, leaf.shape) for one, leaf in zip(keys, leaves, strict=True)]
+    own = [
+        jax.random.normal(one, leaf.shape, leaf.dtype)
+        for one, leaf in zip(keys, leaves, strict=True)
+    ]
     update = jax.tree.map(lambda a, b: a + 5 * jnp.cos(b), structure.unflatten(own), params)
-    return mx.client.LocalResult(update, jnp.zeros(()))
+    return mx.client.LocalResult(update, jnp.float32(0))
 
 
 @pytest.mark.parametrize("granularity", GRANULARITIES, ids=str)

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 from test_components import (
@@ -153,6 +154,26 @@ def train(optimizer: Any) -> Any:
     return mx.client.local_training(lambda p, b, k: b["y"], optimizer, batch_size=2)
 
 
+def optimizer(update: Any, init: Any = lambda params: jnp.int32(0)) -> Any:
+    return optax.GradientTransformation(init, update)
+
+
+def perturbed_by(perturb: Any) -> Any:
+    return mx.defences.Defence(perturb, mx.mixing.full_round())
+
+
+def local_loss(loss: Any) -> Any:
+    return lambda key, params, data: mx.client.LocalResult(params, loss)
+
+
+def seeded(seed: Any) -> Any:
+    return mx.federation.fedavg(LOCAL).init(PARAMS, attack_seed=seed)
+
+
+def totals(update: Any) -> Any:
+    return jax.tree.map(jnp.sum, update)
+
+
 def explicit_mesh() -> jax.sharding.Mesh:
     kinds = (jax.sharding.AxisType.Explicit,)
     return jax.make_mesh((2,), ("clients",), axis_types=kinds)
@@ -218,6 +239,108 @@ SLIPS: dict[str, tuple[Any, str]] = {
     ),
     "a key among the parameters": (
         lambda: mx.federation.fedavg(LOCAL).init(with_leaf(KEY)), r"\('extra', 'leaf'\)",
+    ),
+    "an optimizer whose update forgets its state": (
+        lambda: begin(server_optimizer=optimizer(lambda g, s, p: g)),
+        r"an optimizer's update to return \(updates, state\); got dict",
+    ),
+    "an optimizer whose steps would be broadcast": (
+        lambda: begin(server_optimizer=optimizer(lambda g, s, p: (totals(g), s))),
+        r"shaped like the model; got \('in', 'b'\): \(\) against \(4,\)",
+    ),
+    "a client's optimizer whose state changes its dtype": (
+        lambda: begin(local=train(optimizer(lambda g, s, p: (g, s.astype(jnp.float32))))),
+        r"a state like the one it got, int32\[\]; got float32\[\]",
+    ),
+    "an optimizer that gets no parameters": (
+        lambda: train(optimizer(lambda g, s: (g, s))),
+        r"a function of \(updates, state, params\); got one of \(g, s\)",
+    ),
+    "an optimizer that starts from nothing": (
+        lambda: train(optimizer(lambda g, s, p: (g, s), lambda: 0)),
+        r"of \(params\); got one of \(\)",
+    ),
+    "a perturbation that would be broadcast": (
+        lambda: begin(defence=perturbed_by(lambda key, update: totals(update))),
+        r"defence.perturb to return an update shaped like .*\('in', 'b'\): \(\) against \(4,\)",
+    ),
+    "a perturbation that drops a layer": (
+        lambda: begin(defence=perturbed_by(lambda key, update: {"in": update["in"]})),
+        "defence.perturb to return an update with the structure of the model",
+    ),
+    "a perturbation that turns updates complex": (
+        lambda: begin(defence=perturbed_by(lambda k, u: jax.tree.map(jax.lax.complex, u, u))),
+        r"real numbers in updates; got complex64 at \('in', 'b'\)",
+    ),
+    "a complex aggregate": (
+        lambda: begin(
+            aggregate=lambda u, a: jax.tree.map(lambda leaf: leaf[0].astype(jnp.complex64), u)
+        ),
+        "real numbers in the aggregate; got complex64",
+    ),
+    "a loss for each example": (
+        lambda: begin(local=local_loss(jnp.ones(3))), r"loss as one real number; got float\d+\[3\]",
+    ),
+    "no loss": (lambda: begin(local=local_loss(None)), "loss as one real number; got None"),
+    "a composed participation of floats": (
+        lambda: begin(
+            participation=mx.participation.compose(lambda k, n, d: d.active.astype(jnp.float32))
+        ),
+        r"`active` to be bool\[6\].*got float32\[6\]",
+    ) ,
+    "complex durations": (
+        lambda: begin(
+            participation=mx.participation.deadline(1.0, lambda k, n, d: jnp.ones(6, jnp.complex64))
+        ),
+        "real numbers in durations; got complex64",
+    ),
+    "durations of another signature": (
+        lambda: mx.participation.deadline(1.0, lambda key: key),
+        r"durations, a function of \(key, number, data\); got one of \(key\)",
+    ),
+    "findings that are text": (
+        lambda: begin(attack=mx.attacks.Attack(None, None, None, lambda k, p, o: {"who": "me"})),
+        r"attack.observe to return arrays and numbers; got str at \('who',\)",
+    ),
+    "metrics that are text": (
+        lambda: begin(evaluate=lambda params: {"is": "good"}),
+        r"evaluate to .* got str at \('is',\)",
+    ),
+    "metrics of two models": (
+        lambda: begin(evaluate=lambda old, new: 0.0), r"evaluate, a function of \(params\)",
+    ),
+    "a memory that is text": (
+        lambda: mx.federation.fedavg(
+            LOCAL, attack=longest()._replace(init=lambda params, units, clients: "nothing")
+        ).init(PARAMS, CLIENTS),
+        "the attack's init to return arrays and numbers; got str",
+    ),
+    "an aggregation that starts from nothing": (
+        lambda: begin(aggregate=dataclasses.replace(smoothed(additive=True), init=lambda: 0)),
+        r"a function of \(params\); got one of \(\)",
+    ),
+    "an attack's seed with a fraction": (lambda: seeded(1.5), r"attack_seed .* got 1\.5"),
+    "an attack's seed of 33 bits": (lambda: seeded(2**32), r"0 to 2\*\*32 - 1; got 4294967296"),
+    "an attack's seed below zero": (lambda: seeded(np.int64(-1)), r"attack_seed .*\(-1\)"),
+    "two seeds of an attack": (lambda: seeded(jnp.arange(2)), r"attack_seed .*\[0, 1\]"),
+    "a key as an attack's seed": (lambda: seeded(KEY), "attack_seed .*key<fry>"),
+    "raw words for a round's key": (
+        lambda: mx.rounds.round_keys(jax.random.PRNGKey(0), 0), r"a typed key; got .* uint32\[2\]",
+    ),
+    "keys of one for a round's key": (
+        lambda: mx.rounds.round_keys(KEY[None], 0),
+        r"one key; got an array of keys of shape \(1,\)",
+    ),
+    "raw words for a client's noise": (
+        lambda: mx.defences.noisy_gradient(1.0).perturb(jax.random.PRNGKey(0), PARAMS),
+        r"a typed key; got .* uint32\[2\]",
+    ),
+    "raw words for a participation": (
+        lambda: mx.participation.uniform(2)(jax.random.PRNGKey(0), jnp.int32(0), cohort()),
+        r"a typed key; got .* uint32\[2\]",
+    ),
+    "devices in place of a mesh": (
+        lambda: begin(mesh=2), r"a mesh such as sharding.clients_mesh\(\); got int",
     ),
     "a mesh of explicit axes": (
         lambda: mx.cohort.run(KEY, PARAMS, cohort(), LOCAL, mesh=explicit_mesh()),

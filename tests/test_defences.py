@@ -338,3 +338,12 @@ def test_each_defence_draws_the_mixing_it_names(
 @pytest.mark.parametrize("name", ["none", "shuffle", "mixnn", "mixnn_2"])
 def test_mixing_defences_leave_each_clients_update_alone(name: str) -> None:
     assert_equal(DEFENCES[name][0].perturb(KEY, model()), model())
+
+
+@pytest.mark.parametrize("dtype", [jnp.int8, jnp.int32, jnp.bool_])
+def test_noise_on_integers_is_noise_on_their_floats(dtype: Any) -> None:
+    whole = {"w": jnp.array([0, 1, 1, 0]).astype(dtype)}
+    perturb = mx.defences.noisy_gradient(0.3).perturb
+    noisy = perturb(KEY, whole)
+    assert noisy["w"].dtype == jnp.float32
+    assert_equal(noisy, perturb(KEY, jax.tree.map(lambda leaf: leaf.astype(jnp.float32), whole)))

@@ -144,7 +144,7 @@ class Normalized(nn.Module):
 )
 def test_what_has_no_first_parameters_is_refused(model: Any, key: Any, message: str) -> None:
     with pytest.raises(mx.InputError, match=message):
-        mx.models.initial(model, key, jnp.zeros((2, 3)))
+        mx.models.initial(model, key, jnp.zeros((2, 3), jnp.float32))
 
 
 @pytest.mark.usefixtures("unchecked")

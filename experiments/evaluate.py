@@ -35,13 +35,9 @@ from experiments.conditions import Case
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(tasks.Options):
     """Evaluate utility and ∇Sim under plain FL, noise, the shuffle control and MixNN."""
 
-    dataset: tasks.DatasetName = "watch"
-    """Which data to run on."""
-    data_dir: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
-    """The folder with the dataset's files, or of TensorFlow Datasets."""
     defences: tuple[conditions.DefenceName, ...] = (
         "none",
         "noisy",
@@ -58,10 +54,6 @@ class Config:
     """Repetitions, each with its own people as participants."""
     list_size: int = 5
     """Entries in each list of the proxy."""
-    participants: int = 20
-    """Who takes part, where participants are dealt from a pool of images."""
-    per_client: int = 500
-    """Training examples of each, where participants are dealt from a pool of images."""
     kept: tuple[float, ...] = (0.1, 0.01)
     """Shares of an update that top-k compression keeps."""
     noise: tuple[float, ...] | None = None
@@ -139,8 +131,7 @@ def main(config: Config) -> None:
     check(config, task)
     console = rich.console.Console()
     with console.status(f"loading {config.dataset}"):
-        people = config.participants + task.auxiliary
-        dataset = task.load(config.data_dir, people, config.per_client)
+        dataset = tasks.load(config, task)
         first_split = training.split_people(dataset, 0, task.auxiliary, sweep=False)
     out = config.out or Path("results") / config.dataset
     out.mkdir(parents=True, exist_ok=True)

@@ -27,13 +27,9 @@ from experiments.conditions import Case
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(tasks.Options):
     """Evaluate the gradient-cosine membership score behind each defence."""
 
-    dataset: tasks.DatasetName = "watch"
-    """Which data to run on."""
-    data_dir: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
-    """The folder with the dataset's files, or of TensorFlow Datasets."""
     rounds: int = 5
     """Rounds before the one that is looked at."""
     seeds: int = 5
@@ -46,10 +42,6 @@ class Config:
     """Shares of an update that top-k compression keeps."""
     noise: tuple[float, ...] | None = None
     """Standard deviations of the noisy gradient; the dataset's largest by default."""
-    participants: int = 20
-    """Who takes part, where participants are dealt from a pool of images."""
-    per_client: int = 500
-    """Training examples of each, where participants are dealt from a pool of images."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     """Where to write; results/membership_DATASET by default."""
 
@@ -66,8 +58,7 @@ def main(config: Config) -> None:
         config = dataclasses.replace(config, noise=tasks.TASKS[config.dataset].noise[-1:])
     task = tasks.resolve(config)
     console = rich.console.Console()
-    people = config.participants + task.auxiliary
-    dataset = task.load(config.data_dir, people, config.per_client)
+    dataset = tasks.load(config, task)
     setting = training.Setting(
         task.model(len(dataset.classes)), task, Case("none", "passive"), config.rounds
     )

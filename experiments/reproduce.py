@@ -140,9 +140,8 @@ def _same_data(
     """
     if folder is None:
         return data["planted"] == (synthetic or planted.is_planted(None))
-    people = config.participants + task.auxiliary
     try:
-        dataset = task.load(folder, people, config.per_client)
+        dataset = tasks.load(config, task, folder)
     except (mx.InputError, OSError):
         return False
     return provenance.of_data(dataset, folder) == data

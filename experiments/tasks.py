@@ -3,9 +3,10 @@
 A new dataset is a row of `TASKS` and its loader in `mixjax.datasets`.
 """
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import tyro
 from flax import linen as nn
@@ -164,3 +165,23 @@ if TYPE_CHECKING:
     DatasetName = str
 else:
     DatasetName = tyro.extras.literal_type_from_choices(TASKS)
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What every command that trains on a dataset asks."""
+
+    dataset: DatasetName = "watch"
+    """Which data to run on."""
+    data_dir: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """The folder with the dataset's files, or of TensorFlow Datasets."""
+    participants: int = 20
+    """Who takes part, where participants are dealt from a pool of images."""
+    per_client: int = 500
+    """Training examples of each, where participants are dealt from a pool of images."""
+
+
+def load(options: Options, task: Task, folder: Path | None = None) -> mx.data.Dataset:
+    """The participants and those the server knows; from `folder` in place of the options'."""
+    people = options.participants + task.auxiliary
+    return task.load(folder or options.data_dir, people, options.per_client)

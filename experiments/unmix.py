@@ -22,19 +22,13 @@ from mixjax.attacks import channels, sim, unmix
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(tasks.Options):
     """Unmix MixNN round by round, on each seed's own people and first model."""
 
-    dataset: tasks.DatasetName = "watch"
-    """Which data to run on."""
-    data_dir: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
-    """The folder with the dataset's files, or of TensorFlow Datasets."""
     rounds: int = 10
     """Rounds of federated learning."""
     seeds: int = 10
     """Repetitions, each with its own people as participants."""
-    participants: int = 20
-    """Who takes part, where participants are dealt from a pool of images."""
     per_client: int = 100
     """Training examples of each, where participants are dealt from a pool of images."""
     epochs: int | None = None
@@ -104,16 +98,18 @@ def run_seed(config: Config, task: tasks.Task, dataset: mx.data.Dataset, seed: i
     owner = mx.evaluation.owners(found.assembly.slots, origins)[..., largest]
     exact = mx.evaluation.exact_assemblies(found.assembly.slots, origins, active)
     joined = mx.evaluation.joined_share(found.assembly.slots, origins, sizes, active)
-    slots = mx.evaluation.attribution(mx.evaluation.guesses(found.slots), split.truth)
-    people = np.argmax(found.joined, axis=-1) == split.truth[owner]
+    slots, people = (
+        mx.evaluation.attribution(mx.evaluation.guesses(scores), truth)
+        for scores, truth in ((found.slots, split.truth), (found.joined, split.truth[owner]))
+    )
     return {
         "seed": seed,
         "participants": len(split.truth),
         "units": len(sizes),
         "exact": exact.tolist(),
         "joined": joined.tolist(),
-        "on_slots": np.asarray(slots).tolist(),
-        "on_joined": people.mean(axis=-1).tolist(),
+        "on_slots": slots.tolist(),
+        "on_joined": people.tolist(),
         "chance": float(mx.evaluation.chance(split.truth)),
     }
 
@@ -122,8 +118,7 @@ def main(config: Config) -> None:
     """Run all seeds, write the figures and print the table."""
     cli.check_counts(config, ("rounds", "seeds", "participants", "per_client"))
     task = tasks.resolve(config)
-    people = config.participants + task.auxiliary
-    dataset = task.load(config.data_dir, people, config.per_client)
+    dataset = tasks.load(config, task)
     out = config.out or Path("results") / f"{config.dataset}-unmix"
     out.mkdir(parents=True, exist_ok=True)
     console = rich.console.Console()

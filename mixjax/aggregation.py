@@ -7,7 +7,7 @@ layers belong to different clients, so a weight can only go with an update *befo
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -15,17 +15,10 @@ import numpy as np
 from jaxtyping import Array
 
 from mixjax import _axes, _validate
-from mixjax.types import (
-    Active,
-    Memory,
-    Params,
-    Updates,
-    Weights,
-    floating,
-    times,
-    widest,
-)
+from mixjax.types import Active, Memory, Params, Updates, Weights, floating, times, widest
 from mixjax.types import wide as wide_dtype
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 @runtime_checkable
@@ -84,13 +77,17 @@ class Aggregation:
 
 
 def as_aggregation(value: Any) -> Aggregation:
-    """An aggregation as it is, a plain `Reduce` as one that has no memory and needs the stack."""
+    """An aggregation as it is, a plain `Reduce` as one that has no memory and needs the stack.
+
+    A function that needs whole updates, as `krum` does, says so by an attribute `whole`; a
+    `functools.partial` of it need not.
+    """
     what = "an aggregation such as aggregation.mean"
     _validate.check_callable(value, what)
     if isinstance(value, Aggregation):
         made = value
     else:
-        made = Aggregation(value, whole=getattr(value, "func", value) is krum)
+        made = Aggregation(value, whole=getattr(getattr(value, "func", value), "whole", False))
     memory = () if made.init is None else ("key", "memory")
     if made.init is not None:
         _validate.check_signature(made.init, ("params",), f"init of {what}")
@@ -225,6 +222,13 @@ def trimmed_mean(updates: Updates, active: Active | None = None, *, trim: float 
     return jax.tree.map(one, updates)
 
 
+def _judges_whole_updates(reduce: Function) -> Function:
+    """See `Aggregation.whole`."""
+    setattr(reduce, "whole", True)  # noqa: B010, a function's type has no such attribute
+    return reduce
+
+
+@_judges_whole_updates
 def krum(
     updates: Updates, active: Active | None = None, *, byzantine: int, select: int = 1
 ) -> Params:

@@ -245,6 +245,16 @@ def fedavg(
     return Federation(init, step, play_rounds, check, broken)
 
 
+def _check_attack_seed(seed: Any) -> None:
+    """One whole number of 32 bits; a traced one is looked at for its type alone."""
+    dtype = getattr(seed, "dtype", type(seed))
+    whole = getattr(seed, "shape", ()) == () and jnp.issubdtype(dtype, jnp.integer)
+    if not whole or (_validate.concrete(seed) and not 0 <= int(seed) < 2**32):
+        raise _validate.InputError(
+            f"expected an attack_seed that is a whole number from 0 to 2**32 - 1; got {seed!r}."
+        )
+
+
 def run(
     key: PRNGKey, federation: Federation, state: FederationState, data: ClientData, rounds: int
 ) -> tuple[FederationState, Record]:
@@ -281,13 +291,3 @@ def run(
                 before = jax.tree.map(lambda leaf: leaf[:done], records)
             raise BrokenUpdateError(client, int(state.round), state, before)
     return state, records
-
-
-def _check_attack_seed(seed: Any) -> None:
-    """One whole number of 32 bits; a traced one is looked at for its type alone."""
-    dtype = getattr(seed, "dtype", type(seed))
-    whole = getattr(seed, "shape", ()) == () and jnp.issubdtype(dtype, jnp.integer)
-    if not whole or (_validate.concrete(seed) and not 0 <= int(seed) < 2**32):
-        raise _validate.InputError(
-            f"expected an attack_seed that is a whole number from 0 to 2**32 - 1; got {seed!r}."
-        )

@@ -44,9 +44,11 @@ DEFINED = {
     "scale trimmed_mean",
     "attacks": "",
     "attacks.base": "Attack Init Measure Observe Prepare Probe check",
+    "attacks.channels": "Graph Hidden Norm Role asymmetry of_pairs trace",
     "attacks.membership": "scores unit_scores",
     "attacks.sim": "Statistics Terms active circumcenter cosine direction_squared_norms directions "
     "measure mix_statistics observe passive scores statistics unit_cosine",
+    "attacks.unmix": "Assembly assemble attack contributions equations solve",
     "checkpoint": "check_config conditions exclusive latest restore run run_segments",
     "client": "LocalResult LocalTraining LossFn check_result couples_examples local_training "
     "per_example_losses streamed",
@@ -64,6 +66,7 @@ DEFINED = {
     "evaluation": "",
     "evaluation.accuracies": "attribution attribution_over_draws balanced_accuracy chance guesses "
     "permuted_attribution set_level unit_level",
+    "evaluation.assemblies": "exact_assemblies joined_share owners",
     "evaluation.intervals": "Interval bootstrap wilson",
     "evaluation.linkage": "neighbours relink_rank unit_distances",
     "evaluation.ranking": "auc membership_auc true_positive_rate",

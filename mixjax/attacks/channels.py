@@ -7,7 +7,7 @@ pairs of layers of any other model, and `asymmetry` measures how well the symmet
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,9 @@ import numpy as np
 
 from mixjax import _labels, _validate
 from mixjax.types import Params, ParamShapes
+
+if TYPE_CHECKING:
+    from mixjax.attacks import _influences
 
 
 class Role(NamedTuple):
@@ -52,15 +55,14 @@ class Norm(NamedTuple):
 
     Attributes:
       name: of its layer.
-      before: the leaf of the bias before it, and for each channel of the normalization the place
-        in that leaf.
+      before: the part of the bias before it; channels are numbered as the normalization's.
       scale: the leaf of its scale.
       shift: the leaf of its own bias.
       groups: the group that each channel is normalized in.
     """
 
     name: str
-    before: tuple[int, tuple[int, ...]]
+    before: Role
     scale: int
     shift: int
     groups: tuple[int, ...]
@@ -187,13 +189,6 @@ def _rescaled(leaf: Any, role: Role, factor: float) -> Any:
     )
 
 
-class _Call(NamedTuple):
-    """A call of a module without submodules: `[channels, features]` of what depends on what."""
-
-    path: tuple[str, ...]
-    features: int
-
-
 def trace(model: Any, params: Params, inputs: Any) -> Graph:
     """The graph of a flax.linen module whose layers take and give channels last.
 
@@ -219,138 +214,28 @@ def trace(model: Any, params: Params, inputs: Any) -> Graph:
     """
     import flax.linen as nn
 
+    from mixjax.attacks import _influences
+
     if not isinstance(model, nn.Module):
         raise _validate.InputError(
             f"expected a flax.linen module to trace; got {model!r}. Name the pairs of layers with "
             "channels.of_pairs."
         )
-    generator = np.random.default_rng(0)
-    params = jax.tree.map(
-        lambda leaf: jnp.asarray(generator.uniform(0.5, 1, leaf.shape), jnp.float32), params
-    )
-    leaves = {leaf.path: place for place, leaf in enumerate(_labels.leaves_of(params))}
-    shapes = [leaf.shape for leaf in _labels.leaves_of(params)]
+    leaves = _labels.leaves_of(params)
     own: dict[tuple[str, ...], dict[str, int]] = {}
-    for path, place in leaves.items():
-        own.setdefault(path[:-1], {})[path[-1]] = place
-    calls: list[_Call] = []
-    positive: list[Any] = []
-
-    def probed(changes: Any, first: Any, within: int | None = None) -> Any:
-        """The inputs of all calls and the output, where calls' outputs change by these factors.
-
-        With `within`, the output of that call where its input changes instead.
-        """
-        seen: list[Any] = []
-        inner: list[Any] = []
-
-        def intercept(next_call: Any, args: Any, kwargs: Any, context: Any) -> Any:
-            path = tuple(context.module.path)
-            if context.method_name != "__call__" or path not in own:
-                return next_call(*args, **kwargs)
-            if not args or not hasattr(args[0], "shape"):
-                raise _validate.InputError(
-                    f"expected layer {'/'.join(path)} to take an array; got {args!r}. Name the "
-                    "pairs of layers with channels.of_pairs."
-                )
-            number = len(seen)
-            seen.append(args[0])
-            if changes is None:
-                out = next_call(*args, **kwargs)
-                calls.append(_Call(path, out.shape[-1]))
-                positive.append(generator.uniform(1, 2, out.shape))
-            elif number == within:
-                values = 1 + np.arange(args[0].size).reshape(args[0].shape) % 7
-                inner.append(next_call(_changed(values, changes[number]), *args[1:], **kwargs))
-            # any positive numbers will do: what follows depends on the channels, not on weights
-            change = None if number == within or changes is None else changes[number]
-            return _changed(positive[number], change)
-
-        with nn.intercept_methods(intercept):
-            out = model.apply({"params": params}, first)
-        return inner[0] if within is not None else (seen, out)
-
-    start = _changed(generator.uniform(1, 2, inputs.shape), None)
-    seen, _ = jax.eval_shape(lambda: probed(None, start))
-    none: list[Any] = [np.zeros(call.features, np.float32) for call in calls]
-
-    def with_change(number: int, change: Any) -> list[Any]:
-        return [change if at == number else zero for at, zero in enumerate(none)]
-
-    # for each call and the network's input: what varies with it, channel by channel
-    tasks: list[tuple[Callable[[Any], Any], int]] = []
-    for number, call in enumerate(calls):
-        tasks.append(
-            (lambda change, at=number: probed(with_change(at, change), start), call.features)
-        )
-    tasks.append((lambda change: probed(none, _changed(start, change)), start.shape[-1]))
-    normalizing = [at for at, call in enumerate(calls) if set(own[call.path]) == {"scale", "bias"}]
-    for number in normalizing:
-        tasks.append(
-            (
-                lambda change, at=number: probed(with_change(at, change), start, at),
-                seen[number].shape[-1],
-            )
-        )
-    # a program that runs once
-    compiled = jax.jit(
-        lambda all_changes: [
-            _influence(vary, changes) for (vary, _), changes in zip(tasks, all_changes, strict=True)
-        ],
-        compiler_options={"xla_backend_optimization_level": 0},
-    )
-    # differences and not derivatives: pooling may have a derivative of its own, backwards only
-    influences = jax.tree.map(
-        np.asarray,
-        compiled(
-            [
-                np.concatenate([np.zeros((1, size)), 0.5 * np.eye(size)]).astype(np.float32)
-                for _, size in tasks
-            ]
-        ),
-    )
-    edges: dict[tuple[tuple[str, ...] | None, int], Any] = {}
-    reach: dict[tuple[str, ...] | None, Any] = {}
-    for call, (found, out) in zip(calls, influences, strict=False):
-        for reader, features in enumerate(found):
-            edges[call.path, reader] = edges.get((call.path, reader), False) | features
-        reach[call.path] = reach.get(call.path, False) | out.any(axis=1)
-    for reader, features in enumerate(influences[len(calls)][0]):
-        edges[None, reader] = features
-    reach[None] = np.ones(start.shape[-1], bool)
-    blocks = dict(zip(normalizing, influences[len(calls) + 1 :], strict=True))
-    return _graph_of(calls, edges, reach, blocks, own, shapes)
-
-
-def _influence(vary: Callable[[Any], Any], changes: Any) -> Any:
-    """Of each array that `vary` returns, `[changes, features]`: which differ from the first's."""
-
-    def differs(leaf: Any) -> Any:
-        moved = jnp.abs(leaf[1:] - leaf[:1])
-        beside = jnp.max(jnp.abs(leaf[:1]), axis=tuple(range(leaf.ndim - 1)), keepdims=True)
-        return jnp.any(moved > 1e-5 * beside, axis=tuple(range(1, leaf.ndim - 1)))
-
-    return jax.tree.map(differs, jax.lax.map(vary, changes, batch_size=64))
-
-
-def _changed(values: Any, change: Any) -> Any:
-    """The values, each channel longer by its share."""
-    values = jnp.asarray(values, jnp.float32)
-    if change is None:
-        return values
-    return values * jnp.expand_dims(1 + change, tuple(range(values.ndim - 1)))
+    for place, leaf in enumerate(leaves):
+        own.setdefault(leaf.path[:-1], {})[leaf.path[-1]] = place
+    found = _influences.of(model, params, inputs, own)
+    return _graph_of(found, own, [leaf.shape for leaf in leaves])
 
 
 def _graph_of(
-    calls: Sequence[_Call],
-    edges: dict[Any, Any],
-    reach: dict[Any, Any],
-    blocks: dict[int, Any],
-    own: dict[Any, dict[str, int]],
+    found: "_influences.Influences",
+    own: dict[tuple[str, ...], dict[str, int]],
     shapes: Sequence[tuple[int, ...]],
 ) -> Graph:
     """Channels that are summed are one; what is read by a kernel alone is a hidden channel."""
-    parent = {(path, j): (path, j) for path, out in reach.items() for j in range(len(out))}
+    parent = {(path, j): (path, j) for path, out in found.reach.items() for j in range(len(out))}
 
     def root(node: Any) -> Any:
         while parent[node] != node:
@@ -358,76 +243,74 @@ def _graph_of(
             node = parent[node]
         return node
 
-    bad = {(path, j) for path, out in reach.items() for j in np.flatnonzero(out).tolist()}
+    bad = {(path, j) for path, out in found.reach.items() for j in np.flatnonzero(out).tolist()}
     readers: list[tuple[Any, int, int]] = []
     norms: list[Norm] = []
-    for number, call in enumerate(calls):
-        sources = [path for path in reach if edges[path, number].any()]
-        kernel = own[call.path].get("kernel")
-        features = edges[None, number].shape[1]
+    for number, reader in enumerate(found.calls):
+        sources = [path for path in found.reach if found.edges[path, number].any()]
+        kernel = own[reader].get("kernel")
+        features = found.edges[None, number].shape[1]
         linear = kernel is not None and len(shapes[kernel]) > 1 and shapes[kernel][-2] == features
         for feature in range(features):
             nodes = []
             for path in sources:
-                own_channels = np.flatnonzero(edges[path, number][:, feature]).tolist()
-                nodes += [(path, j) for j in own_channels]
-                if len(own_channels) > 1 or not linear:
-                    bad.update((path, j) for j in own_channels)
+                channels = np.flatnonzero(found.edges[path, number][:, feature]).tolist()
+                nodes += [(path, j) for j in channels]
+                if len(channels) > 1 or not linear:
+                    bad.update((path, j) for j in channels)
             for node in nodes[1:]:
                 parent[root(node)] = root(nodes[0])
             if nodes and linear:
                 assert kernel is not None
                 readers.append((nodes[0], kernel, feature))
-        norm = _norm_of(call, number, sources, edges, blocks, own)
+        norm = _norm_of(found, number, sources, own)
         norms += [] if norm is None else [norm]
     worse = {root(node) for node in bad}
-    groups: dict[Any, dict[Any, int]] = {}
     members: dict[Any, list[Any]] = {}
     for node in parent:
         if root(node) not in worse:
             members.setdefault(root(node), []).append(node)
+    groups: dict[Any, dict[Any, int]] = {}
     for top, nodes in members.items():
-        channels = groups.setdefault(tuple(sorted({path for path, _ in nodes})), {})
-        channels[top] = len(channels)
+        numbers = groups.setdefault(tuple(sorted({path for path, _ in nodes})), {})
+        numbers[top] = len(numbers)
     hidden = []
-    for paths, channels in groups.items():
-        feeds: dict[tuple[int, int], list[int]] = {}
-        for top in channels:
+    for paths, numbers in groups.items():
+        feeds: dict[int, list[int]] = {}
+        for top, channel in numbers.items():
             for path, j in members[top]:
                 for place in own[path].values():
-                    size = shapes[place][-1]
-                    feeds.setdefault((place, -1), [-1] * size)[j] = channels[top]
-        reads: dict[tuple[int, int], list[int]] = {}
+                    feeds.setdefault(place, [-1] * shapes[place][-1])[j] = channel
+        reads: dict[int, list[int]] = {}
         for node, place, feature in readers:
-            if root(node) in channels:
-                row = reads.setdefault((place, -2), [-1] * shapes[place][-2])
-                row[feature] = channels[root(node)]
+            if root(node) in numbers:
+                reads.setdefault(place, [-1] * shapes[place][-2])[feature] = numbers[root(node)]
         if reads:
             name = ", ".join("/".join(path) for path in paths)
-            hidden.append(Hidden(name, len(channels), _roles(feeds), _roles(reads)))
+            hidden.append(Hidden(name, len(numbers), _roles(feeds, -1), _roles(reads, -2)))
     return Graph(tuple(hidden), tuple(norms))
 
 
-def _roles(found: dict[tuple[int, int], list[int]]) -> tuple[Role, ...]:
-    return tuple(Role(*where, tuple(channels)) for where, channels in found.items())
+def _roles(channels: dict[int, list[int]], axis: int) -> tuple[Role, ...]:
+    return tuple(Role(place, axis, tuple(own)) for place, own in channels.items())
 
 
 def _norm_of(
-    call: _Call,
+    found: "_influences.Influences",
     number: int,
     sources: Sequence[Any],
-    edges: dict[Any, Any],
-    blocks: dict[int, Any],
-    own: dict[Any, dict[str, int]],
+    own: dict[tuple[str, ...], dict[str, int]],
 ) -> Norm | None:
     """The normalization that a call is, if a lone biased layer stands before it."""
-    leaves = own[call.path]
-    if set(leaves) != {"scale", "bias"} or len(sources) != 1 or sources[0] is None:
+    if number not in found.within or len(sources) != 1 or sources[0] is None:
         return None
-    before, (path,) = edges[sources[0], number], sources
+    (path,), layer = sources, found.calls[number]
+    before = found.edges[path, number]
     if "bias" not in own[path] or not (before.sum(axis=0) == 1).all():
         return None
-    places = tuple(np.argmax(before, axis=0).tolist())
-    groups = tuple(np.argmax(blocks[number], axis=0).tolist())
-    name = "/".join(call.path)
-    return Norm(name, (own[path]["bias"], places), leaves["scale"], leaves["bias"], groups)
+    # each feature is one channel of the layer before
+    channels = np.full(len(before), -1)
+    channels[np.argmax(before, axis=0)] = np.arange(before.shape[1])
+    groups = tuple(np.argmax(found.within[number], axis=0).tolist())
+    role = Role(own[path]["bias"], -1, tuple(channels.tolist()))
+    return Norm("/".join(layer), role, own[layer]["scale"], own[layer]["bias"], groups)

@@ -26,11 +26,10 @@ from jaxtyping import Array, Float, Int
 
 from mixjax import _axes, _validate, measures
 from mixjax import units as units_lib
-from mixjax.attacks.base import Attack, Probe
+from mixjax.attacks.base import Attack, Measure, Probe
 from mixjax.attacks.channels import Graph, Role
 from mixjax.observation import Observation
-from mixjax.types import Active, Params, PRNGKey, Updates
-from mixjax.types import wide as wide_dtype
+from mixjax.types import Active, Params, PRNGKey, Updates, widest
 
 # floors of an equation's residual, as shares of its spread: equations that hold come to count most
 SHARES = (1.0, 0.3, 0.1, 0.03, 0.01)
@@ -74,30 +73,24 @@ def contributions(
     """
     _axes.check_units(units)
     weights, moves = jax.tree.leaves(params), jax.tree.leaves(update)
-    dtype = jnp.result_type(*(wide_dtype(leaf.dtype) for leaf in moves))
+    dtype, count = widest(update), len(units.names)
+
+    def summed(product: Array, role: Role, size: int) -> Array:
+        return _by_channel(product, role, units.labels[role.leaf], count, size)
+
     parts = []
     for hidden in graph.hidden:
-        total = jnp.zeros((len(units.names), hidden.size), dtype)
+        total = jnp.zeros((count, hidden.size), dtype)
         for sign, roles in ((1, hidden.feeds), (-1, hidden.reads)):
             for role in roles:
                 product = weights[role.leaf].astype(dtype) * moves[role.leaf].astype(dtype)
-                labels = units.labels[role.leaf]
-                total += sign * _by_channel(product, role, labels, (len(units.names), hidden.size))
+                total += sign * summed(product, role, hidden.size)
         parts.append(total)
     for norm in graph.norms:
-        before, places = norm.before
-        shape = (len(units.names), len(norm.groups))
-        channels = np.full(moves[before].shape, -1)
-        channels[np.array(places)] = np.arange(len(places))
-        bias = _by_channel(
-            moves[before].astype(dtype),
-            Role(before, -1, tuple(channels.tolist())),
-            units.labels[before],
-            shape,
-        )
+        size = len(norm.groups)
+        bias = summed(moves[norm.before.leaf].astype(dtype), norm.before, size)
         shift = weights[norm.scale].astype(dtype) * moves[norm.shift].astype(dtype)
-        own = Role(norm.shift, -1, tuple(range(len(norm.groups))))
-        ahead = _by_channel(shift, own, units.labels[norm.shift], shape)
+        ahead = summed(shift, Role(norm.shift, -1, tuple(range(size))), size)
         # a group's mean, unit by unit: linear, so it may be cut
         same = np.equal.outer(norm.groups, norm.groups).astype(dtype)
         mean = jnp.matmul(ahead, same / same.sum(axis=0), precision=jax.lax.Precision.HIGHEST)
@@ -106,25 +99,27 @@ def contributions(
 
 
 def _by_channel(
-    product: Array, role: Role, labels: units_lib.Labels, shape: tuple[int, int]
+    product: Array, role: Role, labels: units_lib.Labels, units: int, size: int
 ) -> Array:
-    """`[units, channels]`: sums of a leaf's products, by unit and channel."""
-    units, size = shape
+    """`[units, size]`: sums of a leaf's products, by unit and channel."""
     channels = np.array(role.channels)
-    axis = product.ndim + role.axis
-    others = tuple(place for place in range(product.ndim) if place != axis)
+    # a number too large drops what belongs to no channel
     if labels.whole:
-        row = jnp.sum(product, axis=others)
-        # a number too large drops what belongs to no channel
-        ids = np.where(channels < 0, size, channels)
-        sums = jax.ops.segment_sum(row, ids, size + 1)[:-1]
-        return jnp.zeros(shape, product.dtype).at[int(labels.array.ravel()[0])].set(sums)
+        axis = product.ndim + role.axis
+        row = jnp.sum(product, axis=tuple(at for at in range(product.ndim) if at != axis))
+        sums = jax.ops.segment_sum(row, np.where(channels < 0, size, channels), size + 1)[:-1]
+        return jnp.zeros((units, size), product.dtype).at[labels.array.item()].set(sums)
     along = channels.reshape(-1, *[1] * (-1 - role.axis))
-    ids = np.broadcast_to(
-        np.where(along < 0, units * size, labels.array * size + along), product.shape
-    )
-    ids = np.where(np.broadcast_to(along, product.shape) < 0, units * size, ids)
-    return jax.ops.segment_sum(product.ravel(), ids.ravel(), units * size + 1)[:-1].reshape(shape)
+    ids = np.where(along < 0, units * size, labels.array * size + along)
+    ids = np.broadcast_to(ids, product.shape).ravel()
+    return jax.ops.segment_sum(product.ravel(), ids, units * size + 1)[:-1].reshape(units, size)
+
+
+def _measure_of(graph: Graph) -> Measure:
+    def measure(probe: Probe, units: units_lib.Units, update: Params) -> Array:
+        return contributions(graph, probe.params, units, update)
+
+    return measure
 
 
 def attack(graph: Graph) -> Attack:
@@ -136,9 +131,6 @@ def attack(graph: Graph) -> Attack:
       graph: the model's channels; see `channels`.
     """
     _check_graph(graph)
-
-    def measure(probe: Probe, units: units_lib.Units, update: Params) -> Array:
-        return contributions(graph, probe.params, units, update)
 
     def observe(key: PRNGKey, probe: Probe, observation: Observation) -> Assembly:
         clients, units = observation.measures.shape[:2]
@@ -157,7 +149,7 @@ def attack(graph: Graph) -> Attack:
         )
         return Assembly(*found)
 
-    return Attack(None, None, measure, observe)
+    return Attack(None, None, _measure_of(graph), observe)
 
 
 def assemble(
@@ -202,10 +194,7 @@ def assemble(
         active = jnp.ones(clients, bool)
     _axes.check_active(active, clients)
 
-    def measure(probe: Probe, units: units_lib.Units, update: Params) -> Array:
-        return contributions(graph, probe.params, units, update)
-
-    rows = measures.of(measure, Probe(params), units, updates)
+    rows = measures.of(_measure_of(graph), Probe(params), units, updates)
     found = solve(graph, jax.random.bits(key, (), jnp.uint32), rows, active)
     return Assembly(*map(jnp.asarray, found))
 
@@ -235,27 +224,34 @@ def solve(graph: Graph, seed: Any, rows: Any, active: Any) -> tuple[np.ndarray, 
     deals = np.stack([rng.permutation(present) for _ in range(units)])
     parts = np.stack([rows[deal, unit] for unit, deal in enumerate(deals)])
     parts -= parts.mean(axis=1, keepdims=True)
-    loose = sum(one.size for one in graph.hidden)
+    loose = equations(Graph(graph.hidden))
     # a coupling holds up to a factor: the spread over slots, which no mixing hides
     spread = np.sqrt(np.mean(parts[:, :, loose:] ** 2, axis=1, keepdims=True))
     parts[:, :, loose:] /= np.where(spread > 0, spread, 1)
-    order = _solve_parts(parts)
-    joined = np.stack([parts[unit][order[unit]] for unit in range(units)])
-    weights = _weights(joined.sum(axis=0), _total(parts), SHARES[-1])
-    left = np.sum(joined.sum(axis=0) ** 2 * weights, axis=-1)
+    strength = np.square(parts).mean(axis=1)
+    total = strength.sum(axis=0)
+    order = _best_order(parts, strength, total)
+    joined = _placed(parts, order)
+    residual = joined.sum(axis=0)
+    weights = _weights(residual, total, SHARES[-1])
+    left = np.sum(residual**2 * weights, axis=-1)
     whole = np.sum(np.sum(joined**2, axis=0) * weights, axis=-1)
     slots[present] = np.stack([deal[own] for deal, own in zip(deals, order, strict=True)], axis=1)
     confidence[present] = np.where(whole > 0, 1 - left / np.where(whole > 0, whole, 1), 0)
     return slots, confidence
 
 
-def _total(parts: np.ndarray) -> np.ndarray:
-    return np.square(parts).mean(axis=1).sum(axis=0)
+def _placed(parts: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """`[units, assemblies, equations]`: the parts in their order."""
+    return np.take_along_axis(parts, order[..., None], axis=1)
+
+
+def _inverse(spread: np.ndarray, total: np.ndarray) -> np.ndarray:
+    return np.where(total > 0, 1 / np.maximum(spread, TINY), 0)
 
 
 def _weights(residual: np.ndarray, total: np.ndarray, share: float) -> np.ndarray:
-    spread = np.square(residual).mean(axis=0) + share * total
-    return np.where(total > 0, 1 / np.maximum(spread, TINY), 0)
+    return _inverse(np.square(residual).mean(axis=0) + share * total, total)
 
 
 def _assign(target: np.ndarray, rows: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -263,28 +259,27 @@ def _assign(target: np.ndarray, rows: np.ndarray, weights: np.ndarray) -> np.nda
     return scipy.optimize.linear_sum_assignment((target * weights) @ rows.T)[1]
 
 
-def _solve_parts(parts: np.ndarray) -> np.ndarray:
+def _best_order(parts: np.ndarray, strength: np.ndarray, total: np.ndarray) -> np.ndarray:
     """The best of several descents: laws that share many units have local minima."""
-    total = _total(parts)
-    strength = np.square(parts).mean(axis=1)
-    shares = strength @ np.where(total > 0, 1 / np.maximum(total, TINY), 0)
-    best, least = None, np.inf
-    for first in np.argsort(-shares)[:STARTS]:
-        order = _descend(parts, _greedy(parts, strength, total, int(first)), strength, total)
-        residual = sum(own[places] for own, places in zip(parts, order, strict=True))
+    firsts = np.argsort(-(strength @ _inverse(total, total)))[:STARTS]
+    orders = [
+        _descend(parts, _greedy(parts, strength, total, first), strength, total)
+        for first in firsts.tolist()
+    ]
+
+    def loss(order: np.ndarray) -> float:
+        residual = _placed(parts, order).sum(axis=0)
         left = np.square(residual).mean(axis=0)[total > 0] / total[total > 0]
         # what reweighting minimizes: laws count by their relative precision
-        loss = np.sum(np.log(left + SHARES[-1] ** 2))
-        if best is None or loss < least:
-            best, least = order, loss
-    assert best is not None
-    return best
+        return float(np.sum(np.log(left + SHARES[-1] ** 2)))
+
+    return min(orders, key=loss)
 
 
 def _greedy(parts: np.ndarray, strength: np.ndarray, total: np.ndarray, first: int) -> np.ndarray:
     """Units joined one after the other, next the one that shares most with those joined."""
     units, slots, _ = parts.shape
-    weights = np.where(total > 0, 1 / np.maximum(total, TINY), 0)
+    weights = _inverse(total, total)
     order = np.tile(np.arange(slots), (units, 1))
     cover, sums = strength[first].copy(), parts[first].copy()
     rest = [unit for unit in range(units) if unit != first]
@@ -301,7 +296,7 @@ def _descend(
     parts: np.ndarray, order: np.ndarray, strength: np.ndarray, total: np.ndarray
 ) -> np.ndarray:
     """One unit after the other put where the others leave least, until nothing moves."""
-    residual = np.sum([own[places] for own, places in zip(parts, order, strict=True)], axis=0)
+    residual = _placed(parts, order).sum(axis=0)
     for share in SHARES:
         weights = _weights(residual, total, share)
         anchor = int(np.argmax(strength @ weights))

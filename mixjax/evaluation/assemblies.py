@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from mixjax import _validate
-from mixjax.evaluation._arrays import Values
+from mixjax.evaluation._arrays import Values, share
 
 
 def owners(slots: Values, origins: Values) -> np.ndarray:
@@ -81,12 +81,10 @@ def joined_share(
 
 def _mean_of_active(values: np.ndarray, active: Values | None) -> np.ndarray:
     if active is None:
-        return values.mean(axis=-1)
+        return share(values, np.ones(values.shape, bool))
     active = _validate.host_array(active, "active", None).astype(bool)
     if active.shape != values.shape:
         raise _validate.InputError(
             f"expected active {list(values.shape)}; got {list(active.shape)}."
         )
-    count = active.sum(axis=-1)
-    total = (values * active).sum(axis=-1)
-    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+    return share(values, active)

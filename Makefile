@@ -9,7 +9,7 @@ LAWS := $(patsubst %,tests/test_%.py,mixing apply aggregation measures rounds co
 	unit_sums components federation participation defences faults \
 	sim membership evaluation models ops scale data contracts errors fuzz modes memory)
 
-.PHONY: demo test x64 lint types format deps oldest clean
+.PHONY: demo test optimized x64 lint types format deps oldest clean
 
 demo: $(STAMP)
 	$(PYTHON) -m experiments.evaluate --dataset watch --overwrite
@@ -17,7 +17,10 @@ demo: $(STAMP)
 test: lint types deps
 	$(PYTHON) -m pytest -n 2
 
-# ten minutes
+# the tests with programs compiled as users' are, not as fast as possible
+optimized: $(STAMP)
+	JAX_DISABLE_MOST_OPTIMIZATIONS=0 XLA_FLAGS= $(PYTHON) -m pytest -n 2
+
 x64: $(STAMP)
 	JAX_ENABLE_X64=1 $(PYTHON) -m pytest -n 2 $(LAWS)
 

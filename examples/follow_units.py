@@ -25,7 +25,7 @@ class Tracks(NamedTuple):
     """What is remembered of each pseudonym, `[pseudonyms, units, ...]`.
 
     Attributes:
-      seen: its unit's projection when it was last seen, the mean over slots taken off.
+      seen: its unit's sketch when it was last seen, the mean over slots taken off.
       known: whether it has been seen at all.
     """
 
@@ -37,20 +37,16 @@ def follow_units(width: int = 64) -> mx.attacks.Attack:
     """The attack; its findings are `pseudonyms[slot, unit]`, -1 for slots that are empty.
 
     Args:
-      width: of the random projection that a unit is remembered by.
+      width: of the sketch that a unit is remembered by.
     """
 
     def init(params: Any, units: mx.units.Units, clients: int) -> Tracks:
         shape = (clients, len(units.names))
         return Tracks(jnp.zeros((*shape, width), jnp.float32), jnp.zeros(shape, bool))
 
-    def prepare(key: Any, memory: Tracks, params: Any, local: Any) -> mx.attacks.Probe:
-        # the same directions in every round, or no two could be compared
-        signs = mx.measures.random_directions(jax.random.key(0), params, width)
-        return mx.attacks.Probe(params, signs)
-
     def measure(probe: mx.attacks.Probe, units: mx.units.Units, update: Any) -> jax.Array:
-        return mx.units.dots(units, update, probe.references)
+        # the same signs in every round, or no two could be compared
+        return mx.measures.sketch(jax.random.key(0), units, update, width)
 
     def observe(
         key: Any, memory: Tracks, probe: mx.attacks.Probe, observation: mx.observation.Observation
@@ -69,7 +65,7 @@ def follow_units(width: int = 64) -> mx.attacks.Attack:
         findings = jnp.where(active[:, None], pseudonyms, -1)
         return Tracks(seen, memory.known | found), findings
 
-    return mx.attacks.Attack(init, prepare, measure, observe)
+    return mx.attacks.Attack(init, None, measure, observe)
 
 
 def _join(

@@ -165,6 +165,15 @@ def check_partition(updates: Any, units: Any, what: str = "updates") -> None:
         )
 
 
+def check_update(units: Any, update: Any, what: str) -> None:
+    """One real update, of the model that was partitioned."""
+    check_units(units)
+    _validate.check_arrays(update, what)
+    _validate.check_real(update, what)
+    stacked = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape), leaf.dtype), update)
+    check_partition(stacked, units, what)
+
+
 def check_statistics(statistics: Any) -> None:
     shapes = [
         tuple(getattr(getattr(statistics, name, None), "shape", ()))

@@ -11,11 +11,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PyTree, Shaped
+from jaxtyping import Array, Float, PyTree, Shaped
 
 from mixjax import _axes, _validate
 from mixjax import units as units_lib
-from mixjax.types import Directions, Origins, Params, ParamShapes, PRNGKey, Updates
+from mixjax.types import Origins, Params, PRNGKey, Updates, widest
 
 
 def mix(origins: Origins, measures: PyTree[Any]) -> PyTree[Any]:
@@ -68,29 +68,40 @@ def of(
     return jax.vmap(lambda update: measure(probe, units, update))(updates)
 
 
-def random_directions(key: PRNGKey, params: ParamShapes, count: int) -> Directions:
-    """Directions of independent signs: their inner products are a random projection.
+def sketch(
+    key: PRNGKey, units: units_lib.Units, update: Params, width: int
+) -> Float[Array, "units width"]:
+    """A short image of each unit of one update that keeps inner products: a count sketch.
 
-    Inner products with K of them, divided by the root of K, keep the inner products and
-    distances of units up to relative errors of about the root of 2/K.
-    Source: Achlioptas 2003, Database-friendly random projections.
+    Every coordinate gets a random sign and is added to one of `width` sums, drawn at random: a
+    linear map, the same one for the same key. The inner product of two units' sketches has their
+    own as its mean, and a deviation of at most sqrt(2 / width) times the product of their lengths.
+    It costs one pass over the update, whatever the width.
+    Source: Charikar, Chen and Farach-Colton 2002; Weinberger et al. 2009, arXiv:0902.2206.
+
+    >>> model = {"a": {"w": jnp.ones(1000)}, "b": {"w": jnp.zeros(3)}}
+    >>> rows = sketch(jax.random.key(0), mx.units.partition(model), model, 16)
+    >>> rows.shape, rows[1].tolist() == [0.0] * 16
+    ((2, 16), True)
 
     Args:
-      key: a typed key.
-      params: one model's parameters, or their shapes.
-      count: how many.
+      key: of the signs. Sketches made with the same key can be compared.
+      units: the partition.
+      update: of one client.
+      width: the number of sums.
 
-    Returns:
-      A pytree like `params` of -1 and 1 with a leading axis of `count`.
+    Raises:
+      InputError: for another model than the one that was partitioned.
     """
     _validate.check_key(key)
-    _axes.check_params(params)
-    _validate.check_positive(count, "count", integer=True)
-    leaves, structure = jax.tree.flatten(params)
-    signs = [
-        jnp.where(jax.random.bits(one, (count, *leaf.shape), jnp.uint8) < 128, 1, -1).astype(
-            jnp.float32
-        )
-        for one, leaf in zip(jax.random.split(key, len(leaves)), leaves, strict=True)
-    ]
-    return jax.tree.unflatten(structure, signs)
+    _validate.check_positive(width, "width", integer=True)
+    _axes.check_update(units, update, "the update")
+    dtype, count = widest(update), len(units.names)
+    total = jnp.zeros((count, width), dtype)
+    for place, (leaf, labels) in enumerate(zip(jax.tree.leaves(update), units.labels, strict=True)):
+        bits = jax.random.bits(jax.random.fold_in(key, place), (leaf.size,), jnp.uint32)
+        flat = leaf.astype(dtype).ravel()
+        ids = labels.flat() * width + (bits // 2 % width).astype(jnp.int32)
+        sums = jax.ops.segment_sum(jnp.where(bits % 2 == 0, flat, -flat), ids, count * width)
+        total += sums.reshape(count, width)
+    return total

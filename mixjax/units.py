@@ -193,7 +193,7 @@ def dots(units: Units, update: Params, directions: Directions) -> Float[Array, "
     Raises:
       InputError: for another model than the one that was partitioned, or complex numbers.
     """
-    _check_model(units, update, "the update")
+    _axes.check_update(units, update, "the update")
     _axes.check_client_axis(directions, "directions", axis="attributes")
     _validate.check_real(directions, "directions")
     _axes.check_partition(directions, units, "directions")
@@ -218,24 +218,13 @@ def squared_norms(units: Units, update: Params) -> Float[Array, " units"]:
     Raises:
       InputError: see `dots`.
     """
-    _check_model(units, update, "the update")
+    _axes.check_update(units, update, "the update")
 
     # a product: XLA's CPU back end sums an axis one element after the other
     def part(flat: Array, same: Array) -> Array:
         return jnp.vdot(flat, same, precision=jax.lax.Precision.HIGHEST)
 
     return _reduce(units, part, update, update)
-
-
-def _check_model(units: Units, update: Params, what: str) -> None:
-    _axes.check_units(units)
-    _validate.check_arrays(update, what)
-    _validate.check_real(update, what)
-    _axes.check_partition(
-        jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape), leaf.dtype), update),
-        units,
-        what,
-    )
 
 
 def _reduce(units: Units, part: Callable[..., Array], *trees: Params) -> Array:

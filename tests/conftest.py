@@ -1,6 +1,16 @@
-"""Two CPU devices, strict types: what is loose in a test is a bug."""
+"""Two CPU devices, strict types: what is loose in a test is a bug.
 
+Most of the suite's time is compilation, so programs are compiled fast and not well, those of
+processes that tests start too. `make optimized` compiles them as users' programs are.
+"""
+
+import os
 from collections.abc import Iterator
+
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+os.environ.setdefault(
+    "XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+)
 
 import jax
 import jaxtyping

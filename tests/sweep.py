@@ -3,7 +3,6 @@
 Each configuration is another federation, and compiles a program of its own.
 """
 
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -45,11 +44,6 @@ def one(number: int, data: mx.data.ClientData) -> None:
 
 
 def main() -> None:
-    # what compiles soonest: it is many programs that count here, not fast ones
-    os.environ["XLA_FLAGS"] = (
-        "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
-    )
-    jax.config.update("jax_disable_most_optimizations", True)
     rng = np.random.default_rng(0)
     data = mx.data.stack([rng.normal(size=(1, 2)).astype(np.float32) for _ in range(4)])
     for number in range(int(sys.argv[1])):

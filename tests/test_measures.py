@@ -1,5 +1,6 @@
-"""Measures commute with mixing, bit by bit; random projections keep lengths as their law says."""
+"""Measures commute with mixing, bit by bit; sketches keep inner products as their law says."""
 
+import functools
 from typing import Any
 
 import jax
@@ -35,7 +36,16 @@ def projected(probe: Any, units: Any, update: Any) -> Any:
     return mx.units.dots(units, update, probe.references)
 
 
-MEASURES = {"energies": energies, "projected": projected, "sim": mx.attacks.sim.measure}
+def sketched(probe: Any, units: Any, update: Any) -> Any:
+    return mx.measures.sketch(jax.random.key(0), units, update, 3)
+
+
+MEASURES = {
+    "energies": energies,
+    "projected": projected,
+    "sim": mx.attacks.sim.measure,
+    "sketch": sketched,
+}
 
 
 @pytest.mark.parametrize("granularity", GRANULARITIES, ids=str)
@@ -73,36 +83,42 @@ def test_mixing_measures_agrees_with_a_loop_and_vmaps() -> None:
                 np.testing.assert_array_equal(mapped["a"][draw, slot, unit], rows["a"][owner, unit])
 
 
-def test_random_projections_keep_inner_products_as_their_law_says() -> None:
-    count = 4096
-    params, updates = one(stack(0)), stack(2)
-    signs = mx.measures.random_directions(jax.random.key(5), params, count)
-    flat = np.concatenate([np.reshape(leaf, (count, -1)) for leaf in jax.tree.leaves(signs)], 1)
-    np.testing.assert_array_equal(np.abs(flat), 1)
-    size = flat.size
-    assert abs(flat.sum()) < 5 * np.sqrt(size)
-    # columns are independent: a correlation has deviation 1/sqrt(count)
-    correlation = flat.T @ flat / count - np.eye(flat.shape[1])
-    assert np.abs(correlation).max() < 6 / np.sqrt(count)
-    units = mx.units.partition(params)
-    rows = mx.measures.of(projected, mx.attacks.Probe(params, signs), units, updates)
-    exact = jax.vmap(mx.units.squared_norms, (None, 0))(units, updates)
-    ratio = np.asarray(jnp.sum(rows**2, axis=-1) / count / exact)
-    # the variance of a squared projection is at most twice its mean squared
-    assert np.abs(ratio - 1).max() < 5 * np.sqrt(2 / count)
-    assert np.abs(ratio / 1.5 - 1).min() > 5 * np.sqrt(2 / count)
+@pytest.mark.parametrize("granularity", GRANULARITIES, ids=str)
+def test_sketches_keep_inner_products_as_their_law_says(granularity: Any) -> None:
+    keys, updates = 2000, stack(2)
+    first, second = one(updates), jax.tree.map(lambda leaf: leaf[1], updates)
+    units = mx.units.partition(first, granularity)
+    width = 4
+
+    def products(key: Any) -> Any:
+        a, b = (mx.measures.sketch(key, units, update, width) for update in (first, second))
+        return jnp.sum(a * b, axis=1), a
+
+    drawn = jax.vmap(products)(jax.random.split(jax.random.key(5), keys))
+    found, rows = map(np.asarray, drawn)
+    exact = np.asarray(mx.units.dots(units, first, jax.tree.map(lambda leaf: leaf[None], second)))
+    exact = exact[:, 0]
+    lengths = [np.asarray(mx.units.squared_norms(units, update)) for update in (first, second)]
+    deviation = np.sqrt(2 / width * lengths[0] * lengths[1])
+    # unbiased, and no wider than stated
+    assert np.all(np.abs(found.mean(axis=0) - exact) <= 5 * deviation / np.sqrt(keys) + 1e-6)
+    assert np.all(np.sqrt(np.mean((found - exact) ** 2, axis=0)) <= 1.1 * deviation + 1e-6)
+    # signs of different coordinates have nothing to do with one another
+    assert np.all(np.abs(rows.mean(axis=0)) <= 6 * np.sqrt(lengths[0] / keys)[:, None])
 
 
-def test_random_directions_follow_from_key_and_count() -> None:
-    params = one(stack(0))
-    draw = mx.measures.random_directions
-    eager = draw(jax.random.key(1), params, 8)
-    jitted = jax.jit(lambda key: draw(key, params, 8))(jax.random.key(1))
-    jax.tree.map(np.testing.assert_array_equal, eager, jitted)
-    shapes = jax.eval_shape(lambda: params)
-    jax.tree.map(np.testing.assert_array_equal, eager, draw(jax.random.key(1), shapes, 8))
-    other = draw(jax.random.key(2), params, 8)
-    assert np.any(np.asarray(other["dense"]["w"]) != np.asarray(eager["dense"]["w"]))
+def test_a_sketch_is_linear_and_follows_from_its_key() -> None:
+    updates = stack(3)
+    units = mx.units.partition(one(updates))
+    draw = functools.partial(mx.measures.sketch, units=units, width=8)
+    rows = [
+        draw(jax.random.key(1), update=jax.tree.map(lambda leaf, i=i: leaf[i], updates))
+        for i in range(2)
+    ]
+    mixed = jax.tree.map(lambda leaf: 2 * leaf[0] - leaf[1], updates)
+    jitted = jax.jit(draw)(jax.random.key(1), update=mixed)
+    np.testing.assert_allclose(jitted, 2 * rows[0] - rows[1], rtol=0, atol=1e-5)
+    assert np.mean(np.asarray(draw(jax.random.key(2), update=one(updates))) != rows[0]) > 0.3
 
 
 @pytest.mark.usefixtures("unchecked")
@@ -114,3 +130,8 @@ def test_measures_of_other_shapes_are_refused() -> None:
         mx.measures.mix(origins, jnp.ones((5, 3)))
     with pytest.raises(mx.InputError, match="a measure"):
         mx.measures.of(None, None, None, stack(0))
+    units = mx.units.partition(one(stack(0)))
+    with pytest.raises(mx.InputError, match="width"):
+        mx.measures.sketch(jax.random.key(0), units, one(stack(0)), 0)
+    with pytest.raises(mx.InputError, match="the update"):
+        mx.measures.sketch(jax.random.key(0), units, {"a": jnp.ones(2)}, 4)

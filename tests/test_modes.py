@@ -21,7 +21,7 @@ def draws() -> dict[str, Any]:
     """All that the library draws, from fixed keys."""
     key, active = jax.random.key(1), jnp.asarray(ACTIVE)
     data = mx.data.stack([{"x": np.ones((3, 2), np.float32)}] * 40)._replace(active=active)
-    update = {"a": jnp.zeros(5, jnp.float32)}
+    update = {"a": jnp.arange(5, dtype=jnp.float32)}
     number = jnp.int32(2)
     durations = mx.participation.log_normal(1.0, 0.5)(key, number, data)
     chosen = {
@@ -53,7 +53,7 @@ def draws() -> dict[str, Any]:
         **{name: part(key, number, data) for name, part in chosen.items()},
         "durations": durations.astype(jnp.float32),
         "noise": mx.defences.noisy_gradient(0.5).perturb(key, update)["a"],
-        "signs": mx.measures.random_directions(key, update, 3)["a"],
+        "sketch": mx.measures.sketch(key, mx.units.partition(update, "model"), update, 3),
         "trained": local(key, {"w": jnp.float32(1)}, one).update["w"],
     }
 

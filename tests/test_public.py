@@ -48,6 +48,7 @@ DEFINED = {
     "attacks.membership": "scores unit_scores",
     "attacks.sim": "Statistics Terms active circumcenter cosine direction_squared_norms directions "
     "measure mix_statistics observe passive scores statistics unit_cosine",
+    "attacks.tracks": "Followed Tracks attack directions follow repair",
     "attacks.unmix": "Assembly assemble attack contributions equations solve",
     "checkpoint": "check_config conditions exclusive latest restore run run_segments",
     "client": "LocalResult LocalTraining LossFn check_result couples_examples local_training "
@@ -72,7 +73,7 @@ DEFINED = {
     "evaluation.ranking": "auc membership_auc true_positive_rate",
     "faults": "BrokenUpdateError Remaining is_sound leave_out",
     "federation": "Federation Init Step fedavg run",
-    "measures": "mix of random_directions",
+    "measures": "mix of sketch",
     "mixing": "Draw Mix apply apply_in_place as_mix compose full_round keep mix next_draw proxy "
     "shuffle",
     "models": "GroupNorm ImageCNN MLP SensorCNN cross_entropy initial",

@@ -3,8 +3,9 @@
 from mixjax.attacks import channels as channels
 from mixjax.attacks import membership as membership
 from mixjax.attacks import sim as sim
+from mixjax.attacks import tracks as tracks
 from mixjax.attacks import unmix as unmix
 from mixjax.attacks.base import Attack as Attack
 from mixjax.attacks.base import Probe as Probe
 
-__all__ = ["Attack", "Probe", "channels", "membership", "sim", "unmix"]
+__all__ = ["Attack", "Probe", "channels", "membership", "sim", "tracks", "unmix"]

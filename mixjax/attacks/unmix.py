@@ -22,14 +22,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.optimize
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
-from mixjax import _axes, _validate, measures
+from mixjax import _axes, _validate
 from mixjax import units as units_lib
-from mixjax.attacks.base import Attack, Measure, Probe
+from mixjax.attacks import _then
+from mixjax.attacks.base import Attack, Probe
 from mixjax.attacks.channels import Graph, Role
 from mixjax.observation import Observation
-from mixjax.types import Active, Params, PRNGKey, Updates, widest
+from mixjax.types import Active, Memory, Params, PRNGKey, Updates, widest
 
 # floors of an equation's residual, as shares of its spread: equations that hold come to count most
 SHARES = (1.0, 0.3, 0.1, 0.03, 0.01)
@@ -46,10 +47,12 @@ class Assembly(NamedTuple):
         units)` puts the updates together, `measures.mix(slots, measures)` their measures.
       confidence: of each assembly, the share of its contributions to the laws that cancels: 1 if
         every law holds exactly, about 0 for units of different people.
+      then: findings of the attack that looks at what was joined.
     """
 
     slots: Int[Array, "clients units"]
     confidence: Float[Array, " clients"]
+    then: PyTree[Any] = None
 
 
 def equations(graph: Graph) -> int:
@@ -115,41 +118,52 @@ def _by_channel(
     return jax.ops.segment_sum(product.ravel(), ids, units * size + 1)[:-1].reshape(units, size)
 
 
-def _measure_of(graph: Graph) -> Measure:
-    def measure(probe: Probe, units: units_lib.Units, update: Params) -> Array:
-        return contributions(graph, probe.params, units, update)
-
-    return measure
-
-
-def attack(graph: Graph) -> Attack:
+def attack(graph: Graph, then: Attack | None = None) -> Attack:
     """The server that unmixes each round on its own; its findings are an `Assembly`.
 
-    The assignments are SciPy's, called back from the compiled program.
+    `then` sees each round in the order of assemblies: whole updates, as behind a shuffle.
+
+    >>> model = {"a": {"w": jnp.zeros((3, 4))}, "b": {"w": jnp.zeros((4, 2))}}
+    >>> graph = mx.attacks.channels.of_pairs(model, [("a", "b")])
+    >>> server = attack(graph, then=mx.attacks.tracks.attack())
 
     Args:
       graph: the model's channels; see `channels`.
+      then: what looks at what was joined, by its measure.
+
+    Raises:
+      InputError: for a graph without channels, or a `then` that reads whole updates.
     """
     _check_graph(graph)
+    inner = _then.part(then)
 
-    def observe(key: PRNGKey, probe: Probe, observation: Observation) -> Assembly:
-        clients, units = observation.measures.shape[:2]
+    def measure(probe: Probe, units: units_lib.Units, update: Params) -> Any:
+        laws = contributions(graph, probe.params, units, update)
+        return laws, inner.measure(probe, units, update)
+
+    def observe(
+        key: PRNGKey, memory: Memory, probe: Probe, observation: Observation
+    ) -> tuple[Memory, Assembly]:
+        own_key, then_key = jax.random.split(key)
+        laws, rest = observation.measures
+        clients, units = laws.shape[:2]
         like = (
             jax.ShapeDtypeStruct((clients, units), jnp.int32),
             jax.ShapeDtypeStruct((clients,), jnp.float32),
         )
-        seed = jax.random.bits(key, (), jnp.uint32)
-        found = jax.pure_callback(
+        slots, confidence = jax.pure_callback(
             lambda *seen: solve(graph, *seen),
             like,
-            seed,
-            observation.measures,
+            jax.random.bits(own_key, (), jnp.uint32),
+            laws,
             observation.active,
             vmap_method="sequential",
         )
-        return Assembly(*found)
+        seen = _then.reordered(slots, observation, rest)
+        memory, findings = inner.observe(then_key, memory, probe, seen)
+        return memory, Assembly(slots, confidence, findings)
 
-    return Attack(None, None, _measure_of(graph), observe)
+    return Attack(inner.init, inner.prepare, measure, observe)
 
 
 def assemble(
@@ -194,7 +208,7 @@ def assemble(
         active = jnp.ones(clients, bool)
     _axes.check_active(active, clients)
 
-    rows = measures.of(_measure_of(graph), Probe(params), units, updates)
+    rows = jax.vmap(lambda update: contributions(graph, params, units, update))(updates)
     found = solve(graph, jax.random.bits(key, (), jnp.uint32), rows, active)
     return Assembly(*map(jnp.asarray, found))
 

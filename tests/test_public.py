@@ -61,6 +61,7 @@ DEFINED = {
     "datasets.lfw": "Face lfw read_attributes",
     "datasets.mobiact": "Person Trial find_trials mobiact read_people read_recording with_all",
     "datasets.motionsense": "Person Trial find_trials motionsense read_people read_recording",
+    "datasets.vowels": "vowels",
     "datasets.watch": "watch",
     "defences": "Defence Perturb clipped compose mixnn noisy_gradient none shuffle top_k",
     "evaluation": "",

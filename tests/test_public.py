@@ -67,10 +67,12 @@ DEFINED = {
     "evaluation": "",
     "evaluation.accuracies": "attribution attribution_over_draws balanced_accuracy chance guesses "
     "permuted_attribution set_level unit_level",
+    "evaluation.anonymity": "effective_set_size entropy fano_bound guessing_entropy",
     "evaluation.assemblies": "exact_assemblies joined_share owners",
     "evaluation.intervals": "Interval bootstrap wilson",
     "evaluation.linkage": "neighbours relink_rank unit_distances",
     "evaluation.ranking": "auc membership_auc true_positive_rate",
+    "evaluation.tracks": "adjusted_rand_index chance_purity purity",
     "faults": "BrokenUpdateError Remaining is_sound leave_out",
     "federation": "Federation Init Step fedavg run",
     "measures": "mix of random_directions",

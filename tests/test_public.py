@@ -38,8 +38,8 @@ PUBLIC = [
 ]
 
 DEFINED = {
-    "accounting": "gaussian_delta gaussian_epsilon gaussian_noise_multiplier noise_multiplier "
-    "shuffled_delta shuffled_epsilon",
+    "accounting": "gaussian_delta gaussian_epsilon gaussian_noise_multiplier "
+    "joint_noise_multiplier noise_multiplier shuffled_delta shuffled_epsilon",
     "aggregation": "Aggregation Reduce as_aggregation coordinate_median krum mean relative_weights "
     "scale trimmed_mean",
     "attacks": "",

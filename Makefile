@@ -7,7 +7,8 @@ OLDEST := .venv-oldest
 # the laws, which also hold where JAX makes numbers of 64 bits
 LAWS := $(patsubst %,tests/test_%.py,mixing apply aggregation measures rounds cohort client units \
 	unit_sums components federation participation defences faults \
-	sim membership evaluation models ops scale data contracts errors fuzz modes memory)
+	sim membership evaluation purity anonymity oracles models ops scale data contracts errors fuzz \
+	modes memory)
 
 .PHONY: demo test optimized x64 lint types format deps oldest clean
 

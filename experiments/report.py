@@ -85,8 +85,8 @@ other people as participants. *Attribution*: is the guess for a slot the attribu
 participant of that slot? For mixings it is the mean over 200 draws. *Set level*: how well the
 guesses' histogram matches the cohort's, which no permutation of whole updates lowers. *Best
 layer*: the attribute of a layer's owner, guessed from that layer alone. ε is of all rounds
-together, for one client's clipped and noisy updates; mixing without noise has no differential
-privacy.
+together, for one client's clipped and noisy updates, mixed or not; mixing without noise has no
+differential privacy.
 
 Each row of a run's `rounds.jsonl` holds the seed that everything random follows from, the
 permutations of every mixing too: whoever has the file and the program can undo the mixing. Don't

@@ -98,6 +98,10 @@ def _images(classes: int) -> nn.Module:
     return mx.models.ImageCNN(classes=classes)
 
 
+def _features(classes: int) -> nn.Module:
+    return mx.models.MLP(classes=classes)
+
+
 TASKS = {
     "watch": Task(
         load=_packaged("watch", mx.datasets.watch),
@@ -108,6 +112,16 @@ TASKS = {
         learning_rate=0.05,
         noise=(0.02, 0.1, 0.3),
         clip_norm=4.0,
+    ),
+    "vowels": Task(
+        load=_packaged("vowels", mx.datasets.vowels),
+        model=_features,
+        auxiliary=4,
+        epochs=2,
+        batch_size=11,
+        learning_rate=0.05,
+        noise=(0.02, 0.1, 0.3),
+        clip_norm=2.0,
     ),
     "cifar10": Task(
         load=_dealt(mx.datasets.cifar10),

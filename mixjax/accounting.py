@@ -1,15 +1,17 @@
 """Differential privacy of the noisy baseline, and what shuffling adds to it: floats on the host.
 
 Mixing alone has no differential-privacy meaning: it moves values and hides none of them. The
-numbers here come from noise that each client adds to its *whole* update; the units of one client
-are one message, and a guarantee of one unit says nothing about the others.
+numbers here come from noise that each client adds to its *whole* update. A guarantee of one unit
+says nothing about the others, and units that are mixed apart are as many messages of one person:
+their joint guarantee is that of the whole noisy update (`joint_noise_multiplier`), whatever a
+proxy does with them. Mixing takes nothing from it, and adds nothing that is counted here.
 
 Every guarantee is of one client's update as a whole, hence of all its examples together. It does
 not cover who takes part, nor weights that depend on the data, such as example counts.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -51,6 +53,35 @@ def noise_multiplier(sigma: float, clip_norm: float, *, relation: str = "replace
     _validate.check_positive(_check_number(clip_norm, "clip norm"), "clip norm")
     _validate.check_choice(relation, RELATIONS, "relation")
     return sigma / (2 * clip_norm if relation == "replace" else clip_norm)
+
+
+def joint_noise_multiplier(multipliers: Sequence[float]) -> float:
+    """Noise multiplier of all units of a client together: (sum_u z_u^-2)^(-1/2).
+
+    For units that are clipped and noised one by one; where the whole update is, as
+    `defences.noisy_gradient` does, `noise_multiplier` is of the whole already. Units of norms S_u
+    with one sigma make what a whole update of norm sqrt(sum_u S_u^2) does.
+
+    What `gaussian_epsilon` makes of it holds for a server that gets all units, mixed in any way:
+    mixing is drawn apart from the data, hence post-processing. `shuffled_epsilon` can't lower it:
+    it needs a finite epsilon of the whole update, which Gaussian noise does not have.
+
+    >>> layer = noise_multiplier(1.0, 0.5)
+    >>> joint_noise_multiplier([layer] * 4)
+    0.5
+
+    Guarantees: exact for independent noise, up to rounding; 0 if a unit has no noise.
+    Source: Dong, Roth and Su 2019, arXiv:1905.02383, Section 3: Gaussian mechanisms compose to one.
+
+    Args:
+      multipliers: `noise_multiplier` of each unit, by its own sigma and clip norm.
+
+    Raises:
+      InputError: for no unit, or a multiplier that is no finite number of at least 0.
+    """
+    _validate.check_sequence(multipliers, "multipliers")
+    _validate.check_some(list(multipliers), "noise multiplier of a unit")
+    return 1 / math.hypot(*(_shift(multiplier, 1) for multiplier in multipliers))
 
 
 def gaussian_delta(noise_multiplier: float, rounds: int, epsilon: float) -> float:
@@ -132,20 +163,24 @@ def gaussian_noise_multiplier(epsilon: float, delta: float, rounds: int) -> floa
     return math.sqrt(rounds) / shift * (1 + 2 * TOLERANCE)
 
 
-def shuffled_delta(epsilon0: float, clients: int, epsilon: float) -> float:
+def shuffled_delta(epsilon0: float, clients: int, epsilon: float, *, messages: int) -> float:
     """A bound on delta at `epsilon` of one round of shuffled reports, each epsilon0-LDP.
+
+    It is of one message a client, and refuses layers that are mixed apart: they are many.
 
     With A ~ Bin(C, 1/2) and C ~ Bin(clients - 1, e^-epsilon0), it is the hockey-stick divergence
     between the law that is (A + 1, C - A) with probability p = e^epsilon0 / (1 + e^epsilon0) and
     (A, C - A + 1) otherwise, and its mirror image, which has 1 - p for p.
 
     It compares two data sets of one client, as seen by a server that gets all reports in
-    uniformly random order. `mixing.full_round()` and `mixing.proxy()` have the law of a shuffle
-    followed by more permutations, so it holds for them as for `mixing.shuffle()`. It needs
+    uniformly random order. It needs
 
-    * pure local differential privacy of the *whole* update: U units with epsilon_u each make
-      epsilon0 = U epsilon_u. Gaussian noise has no finite epsilon0; without noise there is
-      nothing to amplify.
+    * pure local differential privacy of the *whole* update, which is then one message: U units
+      with epsilon_u each make epsilon0 = U epsilon_u. `mixing.full_round()` and `mixing.proxy()`
+      have the law of a shuffle of whole updates followed by more permutations, so it holds for
+      them as for `mixing.shuffle()`, and shows no more.
+    * noise: without it there is nothing to amplify, and Gaussian noise has no finite epsilon0;
+      see `joint_noise_multiplier`.
     * clients that all perturb and weight their updates in the same way.
 
     Guarantees: an upper bound, up to rounding; zero from epsilon0 on.
@@ -156,7 +191,13 @@ def shuffled_delta(epsilon0: float, clients: int, epsilon: float) -> float:
       epsilon0: of each client's whole report, with delta 0, against replacing its data.
       clients: active clients of the round.
       epsilon: at least 0.
+      messages: how many messages of a client, each epsilon0-LDP, are shuffled apart. It has to be
+        said, and to be 1.
+
+    Raises:
+      InputError: for more messages than one, or other numbers out of range.
     """
+    _check_messages(messages)
     epsilon0 = _check_number(epsilon0, "epsilon0")
     epsilon = _check_number(epsilon, "epsilon")
     _validate.check_positive(clients, "clients", integer=True)
@@ -180,25 +221,28 @@ def shuffled_delta(epsilon0: float, clients: int, epsilon: float) -> float:
     return min(float(inside) + 2 * TAIL, 1.0)
 
 
-def shuffled_epsilon(epsilon0: float, clients: int, delta: float) -> float:
+def shuffled_epsilon(epsilon0: float, clients: int, delta: float, *, messages: int) -> float:
     """A bound on epsilon at `delta` of one round of shuffled reports, each epsilon0-LDP.
 
-    >>> round(shuffled_epsilon(1.0, clients=1000, delta=1e-6), 3)
+    >>> round(shuffled_epsilon(1.0, clients=1000, delta=1e-6, messages=1), 3)
     0.182
 
     Args:
       epsilon0: of each client's *whole* report; see `shuffled_delta`, also for what it means.
       clients: active clients of the round.
       delta: between 0 and 1.
+      messages: 1; see `shuffled_delta`.
 
     Returns:
       The least epsilon of this bound, at most `epsilon0`. For few clients it is `epsilon0`
       itself or little less.
     """
     _check_probability(delta, "delta")
-    if shuffled_delta(epsilon0, clients, 0.0) <= delta:
+    if shuffled_delta(epsilon0, clients, 0.0, messages=messages) <= delta:
         return 0.0
-    root = _root(lambda e: shuffled_delta(epsilon0, clients, e) - delta, 0.0, epsilon0)
+    root = _root(
+        lambda e: shuffled_delta(epsilon0, clients, e, messages=messages) - delta, 0.0, epsilon0
+    )
     return min(root * (1 + 2 * TOLERANCE), epsilon0)
 
 
@@ -236,6 +280,18 @@ def _check_number(value: Any, what: str) -> float:
             f"expected {what} to be a finite number of at least 0; got {value!r}."
         )
     return number
+
+
+def _check_messages(messages: Any) -> None:
+    _validate.check_positive(messages, "messages", integer=True)
+    if messages > 1:
+        raise _validate.InputError(
+            f"expected reports of one message a client; got {messages} messages, such as layers "
+            "that are mixed apart. They are one person's and tell of each other: shuffling does "
+            "not amplify the privacy of one alone. Give the epsilon of the whole update as "
+            f"epsilon0, {messages} times that of one message, with messages=1; for Gaussian noise "
+            "use gaussian_epsilon with joint_noise_multiplier."
+        )
 
 
 def _check_probability(value: Any, what: str) -> None:

@@ -161,6 +161,8 @@ key, tree, active = ("key", KEY), ("tree", UPDATES), ("rows", ACTIVE)
 cohort, rows, units = ("cohort", DATA), ("rows", TRUTH), ("units", UNITS)
 origins, statistics, scores = ("origins", ORIGINS), ("statistics", STATISTICS), ("scores", SCORES)
 directions, model = ("tree", DIRECTIONS), ("tree", MODEL)
+posterior = ("scores", np.full((4, 2), 0.5))
+tracks = {"pseudonyms": origins, "owners": origins, "active": ("rows", ORIGINS == 0)}
 
 
 def whole(value: Any) -> tuple[str, Any]:
@@ -312,6 +314,22 @@ CALLS: dict[str, Call] = {
         ),
         {"key": key, "statistics": statistics, "truth": rows, "mix": ("function", FULL),
          "active": active, "draws": whole(3)},
+    ),
+    "evaluation.chance_purity": Call(
+        lambda pseudonyms, owners, active, seed, draws: mx.evaluation.chance_purity(
+            pseudonyms, owners, active, seed=seed, draws=draws
+        ),
+        tracks | {"seed": whole(3), "draws": whole(2)},
+    ),
+    "evaluation.purity": Call(mx.evaluation.purity, tracks),
+    "evaluation.adjusted_rand_index": Call(mx.evaluation.adjusted_rand_index, tracks),
+    "evaluation.entropy": Call(mx.evaluation.entropy, {"posterior": posterior}),
+    "evaluation.effective_set_size": Call(
+        mx.evaluation.effective_set_size, {"posterior": posterior}
+    ),
+    "evaluation.guessing_entropy": Call(mx.evaluation.guessing_entropy, {"posterior": posterior}),
+    "evaluation.fano_bound": Call(
+        mx.evaluation.fano_bound, {"conditional_entropy": ("rows", [0.5, 1.0]), "owners": whole(2)}
     ),
     "evaluation.wilson": Call(
         mx.evaluation.wilson,

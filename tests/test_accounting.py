@@ -143,9 +143,9 @@ def test_the_shuffled_delta_is_that_of_the_enumerated_laws(clients: int, epsilon
     for epsilon in (0.0, 0.1 * epsilon0, 0.5 * epsilon0, 0.9 * epsilon0):
         expected = divergence(*laws, epsilon)
         assert expected == pytest.approx(divergence(*laws[::-1], epsilon), abs=1e-14)
-        delta = acc.shuffled_delta(epsilon0, clients, epsilon)
+        delta = acc.shuffled_delta(epsilon0, clients, epsilon, messages=1)
         assert delta == pytest.approx(expected, rel=1e-9, abs=1e-14)
-    assert acc.shuffled_delta(epsilon0, clients, epsilon0) == 0
+    assert acc.shuffled_delta(epsilon0, clients, epsilon0, messages=1) == 0
 
 
 @pytest.mark.parametrize("values", [2, 3])
@@ -170,32 +170,103 @@ def test_the_shuffled_delta_bounds_randomised_response(values: int, epsilon0: fl
         worst = max(
             max(divergence(*pair, epsilon), divergence(*pair[::-1], epsilon)) for pair in pairs
         )
-        bound = acc.shuffled_delta(epsilon0, clients, epsilon)
+        bound = acc.shuffled_delta(epsilon0, clients, epsilon, messages=1)
         assert worst <= bound + 1e-14
         # the bound is no proof of itself: one client less among the others would not do
-        assert bound < acc.shuffled_delta(epsilon0, 1, epsilon)
+        assert bound < acc.shuffled_delta(epsilon0, 1, epsilon, messages=1)
+
+
+@pytest.mark.parametrize("units", [2, 3])
+def test_units_mixed_apart_leave_the_bound_of_one_unit_and_keep_that_of_the_whole(
+    units: int,
+) -> None:
+    """Randomised response in each unit, of one bit a client; counts of ones, enumerated."""
+    unit_epsilon, clients = 0.5, 5
+    ones = 1 / (1 + math.exp(unit_epsilon))
+
+    def law(bits: tuple[int, ...]) -> dict[Any, float]:
+        count = np.ones(1)
+        for bit in bits:
+            share = 1 - ones if bit else ones
+            count = np.convolve(count, [1 - share, share])
+        # a full round permutes each unit apart: what is left of each is how many ones there are
+        places = itertools.product(range(clients + 1), repeat=units)
+        return {place: math.prod(count[number] for number in place) for place in places}
+
+    for rest in itertools.combinations_with_replacement((0, 1), clients - 1):
+        pair = law((0, *rest)), law((1, *rest))
+        for epsilon in (0.0, 0.2, 0.4):
+            real = max(divergence(*pair, epsilon), divergence(*pair[::-1], epsilon))
+            whole = acc.shuffled_delta(units * unit_epsilon, clients, epsilon, messages=1)
+            assert real <= whole + 1e-14
+            # what a caller would get who takes each unit for a report of its own
+            for reports in (clients, clients * units):
+                wrong = acc.shuffled_delta(unit_epsilon, reports, epsilon, messages=1)
+                assert real > wrong
+    with pytest.raises(mx.InputError, match=rf"one message a client; got {units} messages"):
+        acc.shuffled_delta(unit_epsilon, clients, 0.1, messages=units)
+    with pytest.raises(mx.InputError, match=rf"epsilon0, {units} times .*; for Gaussian noise use"):
+        acc.shuffled_epsilon(unit_epsilon, clients, 1e-6, messages=units)
+
+
+def test_the_number_of_messages_has_to_be_said() -> None:
+    bounds: list[Any] = [acc.shuffled_delta, acc.shuffled_epsilon]
+    for bound in bounds:
+        with pytest.raises(TypeError, match="messages"):
+            bound(1.0, 100, 0.5)
+
+
+def test_units_noised_apart_are_as_private_as_the_gaussian_in_as_many_dimensions() -> None:
+    # the privacy loss of three units with sigmas and clip norms of their own, sampled
+    sigmas, norms = np.array([1.0, 2.0, 0.5]), np.array([0.5, 1.5, 0.1])
+    epsilon, draws = 1.0, 200_000
+    z = [acc.noise_multiplier(*pair) for pair in zip(sigmas, norms, strict=True)]
+    together = acc.joint_noise_multiplier(z)
+    x = np.random.default_rng(0).normal(norms, sigmas, (draws, 3))
+    loss = np.sum(stats.norm.logpdf(x, norms, sigmas) - stats.norm.logpdf(x, -norms, sigmas), 1)
+    samples = np.maximum(1 - np.exp(epsilon - loss), 0)
+    error = samples.std() / math.sqrt(draws)
+    assert abs(samples.mean() - acc.gaussian_delta(together, 1, epsilon)) < 5 * error
+    for wrong in (min(z), sum(z) / 3, 1 / sum(1 / one for one in z), min(z) / math.sqrt(3)):
+        assert abs(samples.mean() - acc.gaussian_delta(wrong, 1, epsilon)) > 5 * error
+
+
+def test_units_with_one_sigma_are_a_whole_update_clipped_to_their_joint_norm() -> None:
+    norms = [0.3, 0.4, 1.2]
+    z = [acc.noise_multiplier(0.7, norm) for norm in norms]
+    assert acc.joint_noise_multiplier(z) == pytest.approx(acc.noise_multiplier(0.7, 1.3))
+    assert acc.joint_noise_multiplier([2.5]) == 2.5
+    # rounds are units of time
+    assert acc.joint_noise_multiplier([2.0] * 9) == pytest.approx(2 / 3)
+    assert acc.gaussian_epsilon(2.0, 9, 1e-5) == pytest.approx(
+        acc.gaussian_epsilon(acc.joint_noise_multiplier([2.0] * 9), 1, 1e-5)
+    )
+    assert acc.joint_noise_multiplier([1.0, 0.0]) == 0
+    assert acc.gaussian_epsilon(acc.joint_noise_multiplier([1.0, 0.0]), 1, 1e-5) == math.inf
 
 
 def test_the_shuffled_epsilon_is_below_the_closed_form_and_inverts_delta() -> None:
     for epsilon0, clients, delta in ((0.5, 10**4, 1e-6), (2.0, 10**5, 1e-8), (4.0, 10**6, 1e-6)):
         assert epsilon0 <= math.log(clients / (16 * math.log(4 / delta)))
-        epsilon = acc.shuffled_epsilon(epsilon0, clients, delta)
+        epsilon = acc.shuffled_epsilon(epsilon0, clients, delta, messages=1)
         strength = math.exp(epsilon0) / clients
         closed = math.log1p(
             math.tanh(epsilon0 / 2) * (8 * math.sqrt(strength * math.log(4 / delta)) + 8 * strength)
         )
         assert 0 < epsilon < closed < epsilon0
-        assert acc.shuffled_delta(epsilon0, clients, epsilon) <= delta
-        assert acc.shuffled_delta(epsilon0, clients, 0.999 * epsilon) > delta
+        assert acc.shuffled_delta(epsilon0, clients, epsilon, messages=1) <= delta
+        assert acc.shuffled_delta(epsilon0, clients, 0.999 * epsilon, messages=1) > delta
 
 
 def test_one_client_gains_nothing_and_more_gain_more() -> None:
     epsilon0, epsilon = 2.0, 0.7
     alone = (math.exp(epsilon0) - math.exp(epsilon)) / (1 + math.exp(epsilon0))
-    assert acc.shuffled_delta(epsilon0, 1, epsilon) == pytest.approx(alone)
-    deltas = [acc.shuffled_delta(epsilon0, clients, epsilon) for clients in (1, 10, 100, 1000)]
+    assert acc.shuffled_delta(epsilon0, 1, epsilon, messages=1) == pytest.approx(alone)
+    deltas = [
+        acc.shuffled_delta(epsilon0, clients, epsilon, messages=1) for clients in (1, 10, 100, 1000)
+    ]
     assert (np.diff(deltas) < 0).all()
-    assert acc.shuffled_epsilon(epsilon0, 3, 1e-6) == pytest.approx(epsilon0, rel=1e-4)
-    assert acc.shuffled_epsilon(0.0, 3, 1e-6) == 0
-    assert acc.shuffled_delta(1000.0, 100, 1.0) == pytest.approx(1)
-    assert acc.shuffled_delta(1000.0, 100, 800.0) == pytest.approx(1)
+    assert acc.shuffled_epsilon(epsilon0, 3, 1e-6, messages=1) == pytest.approx(epsilon0, rel=1e-4)
+    assert acc.shuffled_epsilon(0.0, 3, 1e-6, messages=1) == 0
+    assert acc.shuffled_delta(1000.0, 100, 1.0, messages=1) == pytest.approx(1)
+    assert acc.shuffled_delta(1000.0, 100, 800.0, messages=1) == pytest.approx(1)

@@ -1,4 +1,4 @@
-"""What is pinned is what is declared: every pin lies within the declared bounds."""
+"""What is declared is what is there: every pin within its bounds, every file in the wheel."""
 
 import tomllib
 from pathlib import Path
@@ -8,7 +8,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parent.parent
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+DECLARED = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT = DECLARED["project"]
 CORE = [Requirement(line) for line in PROJECT["dependencies"]]
 EXTRAS = [
     Requirement(line) for extra in PROJECT["optional-dependencies"].values() for line in extra
@@ -32,3 +33,13 @@ def test_a_pin_lies_within_the_declared_bounds(requirement: Requirement) -> None
 def test_the_oldest_versions_are_the_lower_bounds(requirement: Requirement) -> None:
     (bound,) = [one.version for one in requirement.specifier if one.operator == ">="]
     assert pins("constraints-oldest.txt")[canonicalize_name(requirement.name)] == bound
+
+
+def test_every_file_of_the_package_is_a_module_or_declared_as_its_data() -> None:
+    patterns = DECLARED["tool"]["setuptools"]["package-data"]["mixjax"]
+    package = ROOT / "mixjax"
+    declared = {path for pattern in patterns for path in package.glob(pattern)}
+    files = {path for path in package.rglob("*") if path.is_file()}
+    others = {path for path in files if path.suffix not in {".py", ".pyc"}}
+    assert package / "datasets" / "vowels.csv" in others
+    assert others <= declared

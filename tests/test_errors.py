@@ -414,7 +414,8 @@ REFUSALS: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: mx.accounting.gaussian_delta(1.0, 1, float("inf")), "epsilon .* finite.* got inf",
     ),
     "a NaN epsilon0": (
-        lambda: mx.accounting.shuffled_delta(float("nan"), 3, 1.0), "epsilon0 .* finite.* got nan",
+        lambda: mx.accounting.shuffled_delta(float("nan"), 3, 1.0, messages=1),
+        "epsilon0 .* finite.* got nan",
     ),
     "a sigma that is no number": (
         lambda: mx.accounting.noise_multiplier("a lot", 1.0), "sigma .* finite.* got 'a lot'",
@@ -434,13 +435,31 @@ REFUSALS: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: mx.accounting.gaussian_noise_multiplier(1.0, 1.0, 1), "delta .* got 1.0",
     ),
     "a NaN delta": (
-        lambda: mx.accounting.shuffled_epsilon(1.0, 3, float("nan")), "delta .* got nan",
+        lambda: mx.accounting.shuffled_epsilon(1.0, 3, float("nan"), messages=1),
+        "delta .* got nan",
     ),
     "no rounds to account for": (
         lambda: mx.accounting.gaussian_epsilon(1.0, 0, 1e-5), "rounds to be a whole .* got 0",
     ),
     "no clients to shuffle": (
-        lambda: mx.accounting.shuffled_delta(1.0, 0, 0.5), "clients to be a whole .* got 0",
+        lambda: mx.accounting.shuffled_delta(1.0, 0, 0.5, messages=1),
+        "clients to be a whole .* got 0",
+    ),
+    "no messages to shuffle": (
+        lambda: mx.accounting.shuffled_delta(1.0, 9, 0.5, messages=0),
+        "messages to be a whole .* got 0",
+    ),
+    "layers as messages": (
+        lambda: mx.accounting.shuffled_epsilon(1.0, 9, 0.5, messages=4),
+        "one message a client; got 4 messages, .* epsilon0, 4 times that of one",
+    ),
+    "no units to join": (
+        lambda: mx.accounting.joint_noise_multiplier([]),
+        "at least one noise multiplier of a unit; got none",
+    ),
+    "a unit with less than no noise": (
+        lambda: mx.accounting.joint_noise_multiplier([1.0, -1.0]),
+        "noise_multiplier to be a finite .* got -1.0",
     ),
 }  # fmt: skip
 

@@ -38,8 +38,8 @@ PUBLIC = [
 ]
 
 DEFINED = {
-    "accounting": "gaussian_delta gaussian_epsilon gaussian_noise_multiplier noise_multiplier "
-    "shuffled_delta shuffled_epsilon",
+    "accounting": "gaussian_delta gaussian_epsilon gaussian_noise_multiplier "
+    "joint_noise_multiplier noise_multiplier shuffled_delta shuffled_epsilon",
     "aggregation": "Aggregation Reduce as_aggregation coordinate_median krum mean relative_weights "
     "scale trimmed_mean",
     "attacks": "",
@@ -62,15 +62,18 @@ DEFINED = {
     "datasets.lfw": "Face lfw read_attributes",
     "datasets.mobiact": "Person Trial find_trials mobiact read_people read_recording with_all",
     "datasets.motionsense": "Person Trial find_trials motionsense read_people read_recording",
+    "datasets.vowels": "vowels",
     "datasets.watch": "watch",
     "defences": "Defence Perturb clipped compose mixnn noisy_gradient none shuffle top_k",
     "evaluation": "",
     "evaluation.accuracies": "attribution attribution_over_draws balanced_accuracy chance guesses "
     "permuted_attribution set_level unit_level",
+    "evaluation.anonymity": "effective_set_size entropy fano_bound guessing_entropy",
     "evaluation.assemblies": "exact_assemblies joined_share owners",
     "evaluation.intervals": "Interval bootstrap wilson",
     "evaluation.linkage": "neighbours relink_rank unit_distances",
     "evaluation.ranking": "auc membership_auc true_positive_rate",
+    "evaluation.tracks": "adjusted_rand_index chance_purity purity",
     "faults": "BrokenUpdateError Remaining is_sound leave_out",
     "federation": "Federation Init Step fedavg run",
     "measures": "mix of sketch",

@@ -5,6 +5,7 @@ from mixjax.datasets.fashion_mnist import fashion_mnist as fashion_mnist
 from mixjax.datasets.lfw import lfw as lfw
 from mixjax.datasets.mobiact import mobiact as mobiact
 from mixjax.datasets.motionsense import motionsense as motionsense
+from mixjax.datasets.vowels import vowels as vowels
 from mixjax.datasets.watch import watch as watch
 
-__all__ = ["cifar10", "fashion_mnist", "lfw", "mobiact", "motionsense", "watch"]
+__all__ = ["cifar10", "fashion_mnist", "lfw", "mobiact", "motionsense", "vowels", "watch"]

@@ -10,6 +10,8 @@ questions; each stands next to the chance level, which is the share of the commo
   alone? No permutation changes it.
 
 An accuracy is NaN where nothing is active, the AUC also where all have one attribute value.
+
+`tracks` judges pseudonyms over rounds, `anonymity` what a posterior over owners leaves open.
 """
 
 from mixjax.evaluation.accuracies import attribution as attribution
@@ -20,6 +22,10 @@ from mixjax.evaluation.accuracies import guesses as guesses
 from mixjax.evaluation.accuracies import permuted_attribution as permuted_attribution
 from mixjax.evaluation.accuracies import set_level as set_level
 from mixjax.evaluation.accuracies import unit_level as unit_level
+from mixjax.evaluation.anonymity import effective_set_size as effective_set_size
+from mixjax.evaluation.anonymity import entropy as entropy
+from mixjax.evaluation.anonymity import fano_bound as fano_bound
+from mixjax.evaluation.anonymity import guessing_entropy as guessing_entropy
 from mixjax.evaluation.assemblies import exact_assemblies as exact_assemblies
 from mixjax.evaluation.assemblies import joined_share as joined_share
 from mixjax.evaluation.assemblies import owners as owners
@@ -32,22 +38,32 @@ from mixjax.evaluation.linkage import unit_distances as unit_distances
 from mixjax.evaluation.ranking import auc as auc
 from mixjax.evaluation.ranking import membership_auc as membership_auc
 from mixjax.evaluation.ranking import true_positive_rate as true_positive_rate
+from mixjax.evaluation.tracks import adjusted_rand_index as adjusted_rand_index
+from mixjax.evaluation.tracks import chance_purity as chance_purity
+from mixjax.evaluation.tracks import purity as purity
 
 __all__ = [
     "Interval",
+    "adjusted_rand_index",
     "attribution",
     "attribution_over_draws",
     "auc",
     "balanced_accuracy",
     "bootstrap",
     "chance",
+    "chance_purity",
+    "effective_set_size",
+    "entropy",
     "exact_assemblies",
+    "fano_bound",
     "guesses",
+    "guessing_entropy",
     "joined_share",
     "membership_auc",
     "neighbours",
     "owners",
     "permuted_attribution",
+    "purity",
     "relink_rank",
     "set_level",
     "true_positive_rate",

@@ -16,6 +16,7 @@ def aligned(
     active: Values | None,
     names: tuple[str, str] = ("guesses", "truth"),
     kinds: tuple[str, str] = ("iu", "iu"),
+    ends: str = "clients or records",
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     guesses = _validate.host_array(guesses, names[0], kinds[0], ndim=1)
     truth = _validate.host_array(truth, names[1], kinds[1], ndim=1)
@@ -28,8 +29,8 @@ def aligned(
         arrays = np.broadcast_arrays(guesses, truth, active)
     except ValueError:
         raise _validate.InputError(
-            f"expected {names[0]}, {names[1]} and active with matching shapes and clients or "
-            f"records last; got {guesses.shape}, {truth.shape} and {active.shape}."
+            f"expected {names[0]}, {names[1]} and active with matching shapes and {ends} last; "
+            f"got {guesses.shape}, {truth.shape} and {active.shape}."
         ) from None
     return arrays[0], arrays[1], arrays[2]
 

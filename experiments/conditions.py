@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import tyro
 
 import mixjax as mx
+from experiments.servers import Undone
 from experiments.tasks import Task
 from mixjax.attacks import sim
 
@@ -37,6 +38,7 @@ class Defence(NamedTuple):
         nothing. It needs a trajectory of its own.
       mix: `(**parameters) -> mx.mixing.Mix`, what the proxy does; None for nothing. The mean is
         the same under any, so it is replayed on the trajectory that has no proxy.
+      moves: what the proxy moves on its own, and an adaptive server puts back.
       measured: whether it is also trained through really mixed tensors, under a server that
         only looks: its utility is then measured and not assumed.
       traced: parameters of `perturb` that one compiled program takes all values of.
@@ -49,6 +51,7 @@ class Defence(NamedTuple):
     cases: Callable[[Task], Iterable[dict[str, Any]]] = _once
     perturb: Callable[..., mx.defences.Defence] | None = None
     mix: Callable[..., mx.mixing.Mix] | None = None
+    moves: Undone = "nothing"
     measured: bool = False
     traced: tuple[str, ...] = ()
     epsilon: Callable[..., float] | None = None
@@ -59,23 +62,29 @@ class Attack(NamedTuple):
 
     Attributes:
       label: what the server is called in figures.
-      make: `(auxiliary, mesh) -> mx.attacks.Attack`; see `mx.attacks.sim.passive`. What it
-        measures and observes must be the same functions for all data, so that replaying them is
-        compiled once.
+      make: `(auxiliary, mesh) -> mx.attacks.Attack`; see `mx.attacks.sim.passive`.
       unit_scores: `(probe, units, measures) -> [clients, units, values]`, each unit's alone.
       passive: whether it sends the server's own model. References to several levels of knowledge
-        can then be prepared in one trajectory, each from its own auxiliary rows.
+        can then be prepared in one trajectory, each from its own auxiliary rows. All that do
+        look at the same trajectories.
+      adaptive: whether it reverts what the proxy does; its guesses are then for pseudonyms.
     """
 
     label: str
     make: Callable[[mx.data.ClientData, Any], mx.attacks.Attack]
     unit_scores: UnitScores
     passive: bool
+    adaptive: bool = False
 
 
 def _noise_epsilon(rounds: int, delta: float, *, sigma: float, clip_norm: float) -> float:
     multiplier = mx.accounting.noise_multiplier(sigma, clip_norm)
     return mx.accounting.gaussian_epsilon(multiplier, rounds, delta)
+
+
+def _full_round(**parameters: Any) -> mx.mixing.Mix:
+    del parameters
+    return mx.mixing.full_round()
 
 
 def _unit_cosines(probe: mx.attacks.Probe, units: mx.units.Units, terms: sim.Terms) -> jax.Array:
@@ -101,13 +110,25 @@ DEFENCES = {
         cases=lambda task: [{"fraction": share} for share in task.kept],
         perturb=mx.defences.top_k,
     ),
-    "shuffle": Defence("shuffle (control)", "#7a7a7a", mix=mx.mixing.shuffle),
-    "mixnn": Defence("MixNN", "#00798c", mix=mx.mixing.full_round, measured=True),
+    "shuffle": Defence("shuffle (control)", "#7a7a7a", mix=mx.mixing.shuffle, moves="updates"),
+    "mixnn": Defence("MixNN", "#00798c", mix=mx.mixing.full_round, moves="units", measured=True),
     "mixnn_proxy": Defence(
         "MixNN, lists of {list_size}",
         "#30638e",
         cases=lambda task: [{"list_size": task.list_size}],
         mix=mx.mixing.proxy,
+        moves="units",
+    ),
+    "mixnn_noisy": Defence(
+        "MixNN, noise σ={sigma:g}",
+        "#4f772d",
+        markers="os^v",
+        cases=lambda task: [{"sigma": s, "clip_norm": task.clip_norm} for s in task.noise],
+        perturb=mx.defences.noisy_gradient,
+        mix=_full_round,
+        moves="units",
+        traced=("sigma",),
+        epsilon=_noise_epsilon,
     ),
 }
 
@@ -117,6 +138,13 @@ ATTACKS = {
         lambda auxiliary, mesh: sim.passive(auxiliary, mesh=mesh),
         _unit_cosines,
         passive=True,
+    ),
+    "adaptive": Attack(
+        "adaptive server",
+        lambda auxiliary, mesh: sim.passive(auxiliary, mesh=mesh),
+        _unit_cosines,
+        passive=True,
+        adaptive=True,
     ),
     "active": Attack(
         "active server",
@@ -165,6 +193,11 @@ class Case(NamedTuple):
     def server(self) -> Attack:
         """The attack."""
         return ATTACKS[self.attack]
+
+    @property
+    def undone(self) -> Undone:
+        """What the server reverts of what the proxy does."""
+        return self.row.moves if self.server.adaptive else "nothing"
 
     @property
     def label(self) -> str:

@@ -32,6 +32,7 @@ from experiments import (
     training,
 )
 from experiments.conditions import Case
+from mixjax.attacks import channels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,9 +45,10 @@ class Config(tasks.Options):
         "shuffle",
         "mixnn",
         "mixnn_proxy",
+        "mixnn_noisy",
     )
     """What stands between the clients and the server."""
-    attacks: tuple[conditions.AttackName, ...] = ("passive", "active")
+    attacks: tuple[conditions.AttackName, ...] = ("passive", "adaptive", "active")
     """What the server does."""
     rounds: int = 20
     """Rounds of federated learning."""
@@ -103,19 +105,23 @@ def plan(config: Config, task: tasks.Task) -> list[Job]:
     """The trajectories of one seed.
 
     Mixings are replayed on the trajectory without a defence, but for those that are measured
-    under a server that only looks; see `conditions.Defence`.
+    under a server that only looks; see `conditions.Defence`. Servers that send the same model look
+    at the same trajectories.
     """
     jobs = []
-    for attack in config.attacks:
+    rows = conditions.ATTACKS
+    for passive in dict.fromkeys(rows[name].passive for name in config.attacks):
+        together = [name for name in config.attacks if rows[name].passive == passive]
         shared, own = [], []
-        for case in conditions.cases(config.defences, attack, task):
-            mixed = case.row.measured and case.server.passive
+        for case in conditions.cases(config.defences, together[0], task):
+            alike = [case._replace(attack=name) for name in together]
+            mixed = case.row.measured and passive
             if mixed or case.perturbs:
-                own.append(Job(case, mixed, [case]))
+                own.append(Job(case, mixed, alike))
             else:
-                shared.append(case)
+                shared += alike
         if shared:
-            jobs.append(Job(Case("none", attack), False, shared))
+            jobs.append(Job(Case("none", together[0]), False, shared))
         jobs += sorted(own, key=lambda job: job.trained.perturbs)
     return jobs
 
@@ -147,11 +153,13 @@ def main(config: Config) -> None:
             figures=figures.FIGURES,
         )
         sessions = provenance.Sessions(out, started)
-        rows = train_all(config, task, dataset, jobs, out, console, sessions)
+        model = task.model(len(dataset.classes))
+        graph = training.graph_of(model, first_split)
+        rows = train_all(config, task, dataset, graph, jobs, out, console, sessions)
         with console.status("drawing figures"):
             drawn = figures.draw_all(rows, out)
         shutil.rmtree(out / resume.CHECKPOINTS, ignore_errors=True)
-        units = training.units(setting_of(config, task, dataset, jobs[0]), first_split)
+        units = training.units(setting_of(config, task, dataset, graph, jobs[0]), first_split)
         counts = mx.units.parameter_counts(units)
         sessions.save()
         summary = results.summarize(rows, options, data, counts, sessions.listed())
@@ -169,6 +177,7 @@ def train_all(
     config: Config,
     task: tasks.Task,
     dataset: mx.data.Dataset,
+    graph: channels.Graph,
     jobs: list[Job],
     out: Path,
     console: rich.console.Console,
@@ -207,7 +216,9 @@ def train_all(
                     description=f"seed {seed + 1}/{config.seeds}  {job.trained.attack}: {what}",
                 )
                 try:
-                    fresh = run_job(config, task, dataset, split, seed, job, mesh, checkpoints)
+                    fresh = run_job(
+                        config, task, dataset, graph, split, seed, job, mesh, checkpoints
+                    )
                     results.append(rounds_file, fresh)
                     sessions.save()
                     results.check_trained(fresh)
@@ -260,7 +271,7 @@ def check(config: Config, task: tasks.Task) -> None:
 
 
 def setting_of(
-    config: Config, task: tasks.Task, dataset: mx.data.Dataset, job: Job
+    config: Config, task: tasks.Task, dataset: mx.data.Dataset, graph: channels.Graph, job: Job
 ) -> training.Setting:
     """What the job's trajectory is compiled for."""
     return training.Setting(
@@ -268,6 +279,7 @@ def setting_of(
         task=task,
         case=job.trained.split_traced()[0],
         rounds=config.rounds,
+        graph=graph,
         mixed=job.mixed,
         keep_updates=job.sweep and not job.mixed,
     )
@@ -277,6 +289,7 @@ def run_job(
     config: Config,
     task: tasks.Task,
     dataset: mx.data.Dataset,
+    graph: channels.Graph,
     split: training.Split,
     seed: int,
     job: Job,
@@ -284,7 +297,7 @@ def run_job(
     checkpoints: Path,
 ) -> results.Rows:
     """Train one trajectory and evaluate every case that follows from it."""
-    setting = setting_of(config, task, dataset, job)
+    setting = setting_of(config, task, dataset, graph, job)
     if not job.sweep:
         split = split.with_all_knowledge()
     # one key for training, another for the proxy, which no server may derive
@@ -301,11 +314,9 @@ def run_job(
     units = training.units(setting, split)
     fresh = []
     for index, case in enumerate(job.cases):
-        mixed = run
-        if not job.mixed:
-            mixed = metrics.behind_mix(jax.random.fold_in(proxy_key, index), case, run, split)
-        draws_key = jax.random.fold_in(proxy_key, len(job.cases) + index)
-        fresh += metrics.rows(case, seed, mixed, split, units, draws_key)
+        mix_key, draws_key = jax.random.split(jax.random.fold_in(proxy_key, index))
+        seen = metrics.behind_mix(mix_key, case, run, graph, split, mixed=job.mixed)
+        fresh += metrics.rows(case, seed, seen, graph, split, units, draws_key)
     return fresh
 
 
@@ -334,7 +345,10 @@ def table(summary: dict[str, Any]) -> rich.table.Table:
     ):
         grid.add_column(column, justify=cast(Any, justify))
     attack = None
-    for entry in summary["results"]:
+    # servers that look at the same trajectories come case by case
+    for entry in sorted(
+        summary["results"], key=lambda one: [*conditions.ATTACKS].index(one["attack"])
+    ):
         case = Case.of(entry)
         if attack not in (None, case.attack):
             grid.add_section()

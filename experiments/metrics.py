@@ -8,9 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 
 import mixjax as mx
+from experiments import servers
 from experiments.conditions import Case, UnitScores
-from experiments.knowledge import at_last, by_level, last_level
+from experiments.knowledge import at_last, last_level
 from experiments.training import Split, Trajectory
+from mixjax.attacks import channels
 
 # mixings that attribution is averaged over: one draw's guesses are those of chance, plus luck
 DRAWS = 200
@@ -18,24 +20,40 @@ RADII = tuple(round(0.1 * step, 1) for step in range(1, 31))
 NEIGHBOUR_EVERY = 5
 
 
-def behind_mix(key: jax.Array, case: Case, run: Trajectory, split: Split) -> Trajectory:
-    """The same trajectory behind the case's proxy: fresh origins each round."""
-    mix = case.mix()
-    if mix is None:
+def behind_mix(
+    key: jax.Array,
+    case: Case,
+    run: Trajectory,
+    graph: channels.Graph,
+    split: Split,
+    *,
+    mixed: bool = False,
+) -> Trajectory:
+    """The same trajectory behind the case's proxy, as the case's server sees it.
+
+    Args:
+      key: of the proxy's draws, fresh origins each round.
+      case: the defence and the server.
+      run: a trajectory of the case's perturbation, behind no proxy or the case's own.
+      graph: the model's channels.
+      split: what the server knows.
+      mixed: whether it went through the case's proxy: it is then looked at as it was mixed.
+    """
+    mix = None if mixed else case.mix()
+    if mix is None and case.undone == "nothing":
         return run
     # the updates that the records may keep are the unmixed ones
     start, records = without_updates(run)
-    observation, truth, findings = jax.device_get(
-        _replay(observer(case, split), mix, key, start, records)
-    )
+    server = servers.looking(graph, len(split.known), case.undone)
+    memory = ()
+    if server.init is not None:
+        clients = records.loss.shape[1]
+        memory = server.init(start.params, mx.units.partition(start.params), clients)
+    start = start._replace(memories=start.memories._replace(attack=memory))
+    observation, truth, findings = jax.device_get(_replay(server, mix, key, start, records))
     return Trajectory(
         start, records._replace(observation=observation, truth=truth, findings=findings)
     )
-
-
-def observer(case: Case, split: Split) -> mx.attacks.Attack:
-    """The case's attack once it is prepared: servers that look in the same way share a program."""
-    return case.server.make(split.rows(), None)._replace(prepare=None)
 
 
 def without_updates(run: Trajectory) -> Trajectory:
@@ -47,14 +65,20 @@ def without_updates(run: Trajectory) -> Trajectory:
 @functools.partial(jax.jit, static_argnames=("attack", "mix"))
 def _replay(
     attack: mx.attacks.Attack,
-    mix: mx.mixing.Mix,
+    mix: mx.mixing.Mix | None,
     key: jax.Array,
     start: mx.federation.FederationState,
     records: mx.federation.Record,
 ) -> tuple[Any, Any, Any]:
-    rounds, _, levels = records.findings.shape[:3]
-    keys = jax.random.split(key, rounds)
-    _, seen = mx.records.replay(keys, by_level(attack, levels), start, records, mix)
+    """Observation, truth and findings under a mixing; None is the recorded one."""
+    origins = records.truth.origins
+    if mix is None:
+        mix = mx.mixing.Mix(
+            lambda key, number, active, units: (number + 1, origins[number]),
+            init=lambda clients, units: jnp.int32(0),
+        )
+    keys = jax.random.split(key, len(origins))
+    _, seen = mx.records.replay(keys, attack, start, records, mix)
     return seen.observation, seen.truth, seen.findings
 
 
@@ -70,7 +94,7 @@ def _attribution_over_draws(
     """Attribution of each round, and of scores summed up to it: means over mixings."""
 
     def one(key: jax.Array) -> list[jax.Array]:
-        scores = at_last(_replay(attack, mix, key, start, records)[2], 2)[:, : truth.shape[0]]
+        scores = _replay(attack, mix, key, start, records)[2][:, : truth.shape[0], -1]
         return [
             jnp.mean(jnp.argmax(part, axis=-1) == truth, axis=-1, dtype=jnp.float32)
             for part in (scores, jnp.cumsum(scores, axis=0))
@@ -90,31 +114,44 @@ def _unit_scores(
 
 
 def rows(
-    case: Case, seed: int, run: Trajectory, split: Split, units: mx.units.Units, key: jax.Array
+    case: Case,
+    seed: int,
+    run: Trajectory,
+    graph: channels.Graph,
+    split: Split,
+    units: mx.units.Units,
+    key: jax.Array,
 ) -> list[dict[str, Any]]:
     """One row for each round.
 
-    Attribution of a mixed case is the mean over `DRAWS` mixings of the trajectory; whatever else
-    depends on the mixing is of the one that the records have.
+    Attribution of a mixed case is the mean over `DRAWS` mixings of the trajectory, if the server
+    takes slots for people; whatever else depends on the mixing is of the one that the records
+    have. A server that adapts guesses for pseudonyms: its guess is judged for the owner of most of
+    a pseudonym's largest layers.
 
     Args:
       case: what was run.
       seed: which split of people.
       run: the trajectory behind the case's proxy; rows past the participants are padding.
+      graph: the model's channels.
       split: the participants and what the server knows.
       units: the model's partition.
       key: of the mixings.
     """
-    record, truth, values = run.records, split.truth, split.values
-    clients = len(truth)
-    findings = np.asarray(record.findings)[:, :clients]
+    record, values, clients = run.records, split.values, len(split.truth)
+    origins = record.truth.origins
+    rows_of, owners = np.arange(clients), np.arange(clients)
+    if case.server.adaptive:
+        rows_of, owners = _pseudonyms(record.findings.slots, np.asarray(origins), units, clients)
+    truth = split.truth[owners]
+    findings = np.asarray(record.findings.scores)[:, rows_of]
     scores = at_last(findings, 2)
     accumulated = np.cumsum(scores, axis=0)
     guesses = mx.evaluation.guesses(scores)
     unit_scores = _unit_scores(
-        case.server.unit_scores, units, record.probe, record.observation.measures
+        case.server.unit_scores, units, record.probe, servers.terms(record.observation.measures)
     )[:, :clients]
-    per_unit = mx.evaluation.unit_level(unit_scores, record.truth.origins[:, :clients], truth)
+    per_unit = mx.evaluation.unit_level(unit_scores, origins[:, :clients], split.truth)
     background = [
         mx.evaluation.attribution(mx.evaluation.guesses(np.cumsum(level, axis=0)), truth)
         for level in np.moveaxis(findings, 2, 0)
@@ -130,9 +167,9 @@ def rows(
         "set_level": mx.evaluation.set_level(guesses, truth, values),
     }
     mix = case.mix()
-    if mix is not None:
-        known = last_level(*without_updates(run))
-        drawn = _attribution_over_draws(observer(case, split), mix, key, *known, truth)
+    if mix is not None and not case.server.adaptive:
+        known = last_level(*_scored(run))
+        drawn = _attribution_over_draws(servers.scoring(1), mix, key, *known, truth)
         table["attribution"], table["attribution_accumulated"] = jax.device_get(drawn)
     chance = float(mx.evaluation.chance(truth))
     result = []
@@ -153,6 +190,30 @@ def rows(
             row |= _neighbours(record.observation.updates, index, clients, units)
         result.append(row)
     return result
+
+
+def _pseudonyms(
+    slots: np.ndarray, origins: np.ndarray, units: mx.units.Units, clients: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The rows that are people, and who each is: the commonest owner of its largest layer."""
+    sizes = list(mx.units.parameter_counts(units).values())
+    owners = mx.evaluation.owners(slots, origins)[..., int(np.argmax(sizes))]
+    rows = np.flatnonzero((owners < clients).all(axis=0))
+    return rows, np.array([np.bincount(owners[:, row]).argmax() for row in rows])
+
+
+def _scored(run: Trajectory) -> Trajectory:
+    """The trajectory as a server has it that measures ∇Sim's terms alone."""
+    start, records = without_updates(run)
+    observation, truth = records.observation, records.truth
+    return Trajectory(
+        start,
+        records._replace(
+            observation=observation._replace(measures=servers.terms(observation.measures)),
+            truth=truth._replace(measures=servers.terms(truth.measures)),
+            findings=records.findings.scores,
+        ),
+    )
 
 
 def _mean_of_known(losses: np.ndarray) -> np.ndarray:

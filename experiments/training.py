@@ -16,9 +16,10 @@ import optax
 from flax import linen as nn
 
 import mixjax as mx
-from experiments import conditions, knowledge
+from experiments import conditions, servers
 from experiments.conditions import Case
 from experiments.tasks import Task
+from mixjax.attacks import channels
 
 
 class Setting(NamedTuple):
@@ -30,6 +31,7 @@ class Setting(NamedTuple):
       case: under which attack, and what clients do to their updates. Parameters that one program
         takes all values of are left out.
       rounds: number of rounds.
+      graph: the model's channels, by which an adaptive server joins layers.
       mixed: whether the case's mixing is done for real, on tensors, before they are averaged.
       keep_updates: whether the record keeps every update.
     """
@@ -38,6 +40,7 @@ class Setting(NamedTuple):
     task: Task
     case: Case
     rounds: int
+    graph: channels.Graph
     mixed: bool = False
     keep_updates: bool = False
 
@@ -83,7 +86,8 @@ class Trajectory(NamedTuple):
     """A run: where it starts, and the records of all rounds, on the host.
 
     The records' metrics are the test accuracies `[rounds, clients]`; rows past the participants
-    are padding. They hold the probes: see `mx.records.replay`.
+    are padding. They hold the probes: see `mx.records.replay`; the
+    measures are those of `servers.measuring`.
     """
 
     start: mx.federation.FederationState
@@ -203,6 +207,12 @@ def initial(setting: Setting, key: jax.Array, train: mx.data.ClientData) -> Any:
     return mx.models.initial(setting.model, key, example.inputs)
 
 
+def graph_of(model: nn.Module, split: Split) -> channels.Graph:
+    """The channels of the model, as an adaptive server finds them."""
+    inputs = split.train.examples.inputs[0, :1]
+    return channels.trace(model, mx.models.initial(model, jax.random.key(0), inputs), inputs)
+
+
 def federation(
     setting: Setting,
     mesh: jax.sharding.Mesh,
@@ -231,7 +241,7 @@ def federation(
     return mx.federation.fedavg(
         local_training(setting),
         defence=defence,
-        attack=knowledge.by_level(attack, levels),
+        attack=servers.measuring(attack, setting.graph, levels),
         # the mean of the mixed tensors themselves: what the shortcut must agree with
         aggregate=dataclasses.replace(mx.aggregation.mean, additive=not setting.mixed),
         evaluate=test_accuracy,

@@ -45,11 +45,12 @@ DEFINED = {
     "attacks": "",
     "attacks.base": "Attack Init Measure Observe Prepare Probe check",
     "attacks.channels": "Graph Hidden Norm Role asymmetry of_pairs trace",
+    "attacks.couplings": "Couplings equations laws measure shared",
     "attacks.membership": "scores unit_scores",
     "attacks.sim": "Statistics Terms active circumcenter cosine direction_squared_norms directions "
     "measure mix_statistics observe passive scores statistics unit_cosine",
     "attacks.tracks": "Followed Tracks attack directions follow repair",
-    "attacks.unmix": "Assembly assemble attack contributions equations solve",
+    "attacks.unmix": "Assembly assemble attack",
     "checkpoint": "check_config conditions exclusive latest restore run run_segments",
     "client": "LocalResult LocalTraining LossFn check_result couples_examples local_training "
     "per_example_losses streamed",

@@ -11,7 +11,7 @@ import optax
 import pytest
 
 import mixjax as mx
-from mixjax.attacks import channels, unmix
+from mixjax.attacks import _descent, channels, couplings, unmix
 
 CLIENTS = 9
 
@@ -110,7 +110,7 @@ def updates_of(name: str, rate: float, steps: int = 1) -> Any:
 
 def laws(graph: Any, params: Any, updates: Any, granularity: Any = "layer") -> np.ndarray:
     units = mx.units.partition(params, granularity)
-    one = jax.vmap(lambda update: unmix.contributions(graph, params, units, update))
+    one = jax.vmap(lambda update: couplings.laws(graph, params, units, update))
     return np.asarray(one(updates))
 
 
@@ -265,10 +265,11 @@ def test_who_knows_nothing_is_right_by_chance() -> None:
     for seed in range(200):
         rng = np.random.default_rng(seed)
         origins = np.stack([rng.permutation(CLIENTS) for _ in units.names], axis=1)
-        rows = np.zeros((CLIENTS, 3, unmix.equations(graph)))
+        known = couplings.equations(graph)
+        laws, shared = np.zeros((CLIENTS, 3, known)), np.zeros((CLIENTS, 3, 8))
         if seed % 2:
-            rows = rng.normal(size=rows.shape)
-        slots, confidence = unmix.solve(graph, np.uint32(seed), rows, np.ones(CLIENTS, bool))
+            laws, shared = rng.normal(size=laws.shape), rng.normal(size=shared.shape)
+        slots, confidence = _descent.solve(laws, shared, np.ones(CLIENTS, bool), seed, known)
         own = mx.evaluation.owners(slots, origins)
         hits.append((own[:, 0] == own[:, 1]).mean())
         assert seed % 2 or (confidence == 0).all()

@@ -1,6 +1,7 @@
 """Attacks on what the server sees of a round."""
 
 from mixjax.attacks import channels as channels
+from mixjax.attacks import couplings as couplings
 from mixjax.attacks import membership as membership
 from mixjax.attacks import sim as sim
 from mixjax.attacks import tracks as tracks
@@ -8,4 +9,4 @@ from mixjax.attacks import unmix as unmix
 from mixjax.attacks.base import Attack as Attack
 from mixjax.attacks.base import Probe as Probe
 
-__all__ = ["Attack", "Probe", "channels", "membership", "sim", "tracks", "unmix"]
+__all__ = ["Attack", "Probe", "channels", "couplings", "membership", "sim", "tracks", "unmix"]

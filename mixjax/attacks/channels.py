@@ -69,10 +69,17 @@ class Norm(NamedTuple):
 
 
 class Graph(NamedTuple):
-    """The hidden channels and normalizations of a model. Static and hashable."""
+    """What a model's layers have to do with each other. Static and hashable.
+
+    Attributes:
+      hidden: the channels that layers feed and read.
+      norms: normalizations after a bias.
+      layers: for each layer with a kernel, its leaves by the layer's output channels.
+    """
 
     hidden: tuple[Hidden, ...]
     norms: tuple[Norm, ...] = ()
+    layers: tuple[tuple[Role, ...], ...] = ()
 
 
 def of_pairs(
@@ -140,7 +147,7 @@ def of_pairs(
             of_input = positions // (shape[axis] // size) if outputs_first else positions % size
             reads.append(Role(place, axis, tuple(of_input.tolist())))
         hidden.append(Hidden(before, size, feeds, tuple(reads)))
-    return Graph(tuple(hidden))
+    return Graph(tuple(hidden), (), _by_layer(leaves, layers.values(), outputs_first))
 
 
 def asymmetry(
@@ -226,7 +233,8 @@ def trace(model: Any, params: Params, inputs: Any) -> Graph:
     for place, leaf in enumerate(leaves):
         own.setdefault(leaf.path[:-1], {})[leaf.path[-1]] = place
     found = _influences.of(model, params, inputs, own)
-    return _graph_of(found, own, [leaf.shape for leaf in leaves])
+    graph = _graph_of(found, own, [leaf.shape for leaf in leaves])
+    return graph._replace(layers=_by_layer(leaves, (own[path].values() for path in own)))
 
 
 def _graph_of(
@@ -289,6 +297,21 @@ def _graph_of(
             name = ", ".join("/".join(path) for path in paths)
             hidden.append(Hidden(name, len(numbers), _roles(feeds, -1), _roles(reads, -2)))
     return Graph(tuple(hidden), tuple(norms))
+
+
+def _by_layer(
+    leaves: Sequence[_labels.Leaf], layers: Iterable[Iterable[int]], outputs_first: bool = False
+) -> tuple[tuple[Role, ...], ...]:
+    """The leaves of each layer that has a kernel, by the kernel's output channels."""
+    result = []
+    for places in layers:
+        shapes = {place: leaves[place].shape for place in places if leaves[place].shape}
+        axis = {place: -len(shape) if outputs_first else -1 for place, shape in shapes.items()}
+        sizes = {shape[axis[place]] for place, shape in shapes.items()}
+        if len(sizes) == 1 and any(len(shape) > 1 for shape in shapes.values()):
+            channels = tuple(range(sizes.pop()))
+            result.append(tuple(Role(place, axis[place], channels) for place in shapes))
+    return tuple(result)
 
 
 def _roles(channels: dict[int, list[int]], axis: int) -> tuple[Role, ...]:

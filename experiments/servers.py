@@ -1,0 +1,93 @@
+"""What a server that adapts to the defence does with what it sees, on any recorded trajectory.
+
+Every trajectory is measured for it: the laws that tie layers, sketches, and ∇Sim's terms. What a
+server concludes is replayed: one that takes slots for people, or one that first undoes what the
+proxy did. It joins layers where layers were mixed, follows updates where slots change, and scores
+them in the order of pseudonyms.
+"""
+
+import functools
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+import mixjax as mx
+from experiments import knowledge
+from mixjax.attacks import Attack, channels, sim, tracks, unmix
+
+Undone = Literal["nothing", "updates", "units"]
+
+
+class Findings(NamedTuple):
+    """What a server concludes of a round.
+
+    Attributes:
+      slots: `[rows, units]`: where each row's units were.
+      scores: `[rows, levels, values]`, ∇Sim's of the rows.
+    """
+
+    slots: jax.Array
+    scores: jax.Array
+
+
+def measuring(attack: Attack, graph: channels.Graph, levels: int) -> Attack:
+    """∇Sim at several levels of knowledge, which measures what any server here may want.
+
+    Args:
+      attack: of `sim`, made with the rows of all levels.
+      graph: the model's channels.
+      levels: of knowledge; see `knowledge.by_level`.
+    """
+    known = knowledge.by_level(attack, levels)
+    whole = unmix.attack(graph, tracks.attack(known))
+    return Attack(None, known.prepare, whole.measure, looking(graph, levels, "nothing").observe)
+
+
+@functools.cache
+def looking(graph: channels.Graph, levels: int, undone: Undone) -> Attack:
+    """The server's conclusions from the measures of `measuring`; its findings are `Findings`.
+
+    One object for equal arguments: replaying it is compiled once.
+
+    Args:
+      graph: the model's channels.
+      levels: of knowledge.
+      undone: what it reverts: nothing, moves of whole updates, or of units.
+    """
+    score = scoring(levels)
+    follow = tracks.attack(score)
+    join = unmix.attack(graph, follow)
+
+    def plain(key: Any, probe: Any, seen: mx.observation.Observation) -> Findings:
+        laws, (_, terms) = seen.measures
+        scores = score.observe(key, probe, seen._replace(measures=terms))
+        own = jnp.arange(laws.shape[0], dtype=jnp.int32)[:, None]
+        return Findings(jnp.broadcast_to(own, laws.shape[:2]), scores)
+
+    def followed(key: Any, memory: Any, probe: Any, seen: mx.observation.Observation) -> Any:
+        own = seen._replace(measures=seen.measures[1])
+        memory, found = follow.observe(key, memory, probe, own)
+        return memory, Findings(found.slots, found.then)
+
+    def joined(key: Any, memory: Any, probe: Any, seen: mx.observation.Observation) -> Any:
+        memory, found = join.observe(key, memory, probe, seen)
+        slots = jnp.take_along_axis(found.slots, found.then.slots, axis=0)
+        return memory, Findings(slots, found.then.then)
+
+    return {
+        "nothing": Attack(None, None, None, plain),
+        "updates": Attack(follow.init, None, None, followed),
+        "units": Attack(join.init, None, None, joined),
+    }[undone]
+
+
+@functools.cache
+def scoring(levels: int) -> Attack:
+    """∇Sim's scores from its terms alone, for every slot."""
+    return knowledge.by_level(Attack(None, None, None, sim.observe), levels)
+
+
+def terms(tree: Any) -> Any:
+    """∇Sim's part of the measures of `measuring`."""
+    return tree[1][1]

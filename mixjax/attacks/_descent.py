@@ -1,0 +1,196 @@
+"""Permutations of slots, unit by unit, under which the couplings of every person fit.
+
+Coordinate descent: each step moves one unit's slots by a linear assignment to what the others
+leave. Equations count by their precision, which follows the residuals. It starts from the unit
+that is coupled most, and joins the one next that shares most with what is joined.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import scipy.optimize
+
+# floors of an equation's residual, as shares of its spread: equations that hold come to count most
+SHARES = (1.0, 0.3, 0.1, 0.03, 0.01)
+SWEEPS, STARTS = 4, 4
+TINY = np.finfo(float).tiny
+
+
+class System(NamedTuple):
+    """The couplings of all slots, on the host. An equation is a law or a shared feature.
+
+    Attributes:
+      parts: `[units, slots, equations]`, without the mean over slots.
+      has: `[units, equations]`, which units an equation speaks of.
+      shared: `[equations]`, whether the units are alike and not in sum zero.
+    """
+
+    parts: np.ndarray
+    has: np.ndarray
+    shared: np.ndarray
+
+
+def solve(
+    laws: Any, shared: Any, active: Any, seed: int, loose: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Slots of each assembly, and how much of its couplings fits.
+
+    Slots are dealt out first: an assignment returns the identity where nothing is known.
+
+    Args:
+      laws: `[clients, units, equations]`, contributions slot by slot.
+      shared: `[clients, units, features]`.
+      active: `[clients]`, whose rows were forwarded.
+      seed: of the deal.
+      loose: the number of first laws that hold as they are; later ones up to a factor.
+    """
+    laws, shared = np.asarray(laws, np.float64), np.asarray(shared, np.float64)
+    active = np.asarray(active)
+    clients, units, _ = laws.shape
+    slots = np.tile(np.arange(clients, dtype=np.int32)[:, None], (1, units))
+    confidence = np.zeros(clients, np.float32)
+    present = np.flatnonzero(active)
+    if present.size == 0:
+        return slots, confidence
+    rng = np.random.default_rng(seed)
+    deals = np.stack([rng.permutation(present) for _ in range(units)])
+    rows = np.concatenate([laws, shared], axis=2)
+    parts = np.stack([rows[deal, unit] for unit, deal in enumerate(deals)])
+    system = _system(parts, loose, laws.shape[2])
+    order = _best_order(system)
+    fits, whole = _fit(system, order)
+    weights = _weights(system, fits, SHARES[-1])
+    left, all_of_it = np.sum(fits * weights, axis=-1), np.sum(whole * weights, axis=-1)
+    slots[present] = np.stack([deal[own] for deal, own in zip(deals, order, strict=True)], axis=1)
+    confidence[present] = np.where(
+        all_of_it > 0, 1 - left / np.where(all_of_it > 0, all_of_it, 1), 0
+    )
+    return slots, confidence
+
+
+def _system(parts: np.ndarray, loose: int, laws: int) -> System:
+    parts = parts - parts.mean(axis=1, keepdims=True)
+    # what holds up to a factor: by the spread over slots, which no mixing hides
+    spread = np.sqrt(np.mean(parts[:, :, loose:] ** 2, axis=1, keepdims=True))
+    parts[:, :, loose:] /= np.where(spread > 0, spread, 1)
+    has = (parts != 0).any(axis=1)
+    # one unit alone says nothing
+    parts[:, :, has.sum(axis=0) < 2] = 0
+    has = has & (has.sum(axis=0) > 1)
+    return System(parts, has, np.arange(parts.shape[2]) >= laws)
+
+
+def _placed(parts: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """`[units, assemblies, equations]`: the parts in their order."""
+    return np.take_along_axis(parts, order[..., None], axis=1)
+
+
+def _fit(system: System, order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`[assemblies, equations]`: squares that do not fit, and all squares."""
+    joined = _placed(system.parts, order)
+    return _left(system, joined.sum(axis=0), whole := np.sum(joined**2, axis=0)), whole
+
+
+def _left(system: System, total: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    count = np.maximum(system.has.sum(axis=0), 1)
+    return np.where(system.shared, np.maximum(whole - total**2 / count, 0), total**2)
+
+
+def _weights(system: System, left: np.ndarray, share: float) -> np.ndarray:
+    """Precisions of the equations, with a floor of a share of their spread.
+
+    The more units a law speaks of, the better it can be made to fit by units of different people:
+    what is left of it counts for as many.
+    """
+    others = np.maximum(system.has.sum(axis=0) - 1, 1)
+    spread = np.square(system.parts).mean(axis=1).sum(axis=0)
+    left, floor = left.mean(axis=0), share * spread
+    variance = np.where(
+        system.shared, left / others + floor / (others + 1), (left + floor) * others
+    )
+    return np.where(spread > 0, 1 / np.maximum(variance, TINY), 0)
+
+
+def _assign(
+    system: System, unit: int, others: np.ndarray, counted: np.ndarray, weights: np.ndarray
+) -> np.ndarray:
+    """The order of a unit's rows that fits what the others sum to.
+
+    Args:
+      system: the couplings.
+      unit: which.
+      others: `[assemblies, equations]`, sums over the other units.
+      counted: `[equations]`, how many others an equation speaks of.
+      weights: of the equations.
+    """
+    scale = np.where(system.shared, -1 / np.maximum(counted, 1), 1.0)
+    # a matrix of zeros on either side adds nothing
+    used = np.flatnonzero(system.has[unit] & (counted > 0))
+    target = others[:, used] * (scale * weights)[used]
+    return scipy.optimize.linear_sum_assignment(target @ system.parts[unit][:, used].T)[1]
+
+
+def _best_order(system: System) -> np.ndarray:
+    """The best of several descents: couplings that many units share have local minima."""
+    whole = np.square(system.parts).mean(axis=1).sum(axis=0)
+    coupled = np.square(system.parts).mean(axis=1) @ np.where(
+        whole > 0, 1 / np.maximum(whole, TINY), 0
+    )
+    firsts = np.argsort(-coupled)[:STARTS]
+    orders = [_descend(system, _greedy(system, first)) for first in firsts.tolist()]
+
+    def loss(order: np.ndarray) -> float:
+        left, all_of_it = (part.mean(axis=0) for part in _fit(system, order))
+        # what reweighting minimizes: equations count by their relative precision
+        share = left[all_of_it > 0] / all_of_it[all_of_it > 0]
+        return float(np.sum(np.log(share + SHARES[-1] ** 2)))
+
+    return min(orders, key=loss)
+
+
+def _greedy(system: System, first: int) -> np.ndarray:
+    """Units joined one after the other, next the one that shares most with those joined."""
+    parts, has = system.parts, system.has
+    units, slots, _ = parts.shape
+    strength = np.square(parts).mean(axis=1)
+    whole = strength.sum(axis=0)
+    weights = np.where(whole > 0, 1 / np.maximum(whole, TINY), 0)
+    order = np.tile(np.arange(slots), (units, 1))
+    cover, sums, counted = strength[first].copy(), parts[first].copy(), has[first].astype(int)
+    rest = np.ones(units, bool)
+    rest[first] = False
+    while rest.any():
+        shared = np.minimum(strength, cover) @ weights
+        unit = int(np.argmax(np.where(rest, shared, -1)))
+        rest[unit] = False
+        order[unit] = _assign(system, unit, sums, counted, weights)
+        sums += parts[unit][order[unit]]
+        cover += strength[unit]
+        counted += has[unit]
+    return order
+
+
+def _descend(system: System, order: np.ndarray) -> np.ndarray:
+    """One unit after the other put where the others leave least, until nothing moves."""
+    parts, has = system.parts, system.has
+    joined = _placed(parts, order)
+    total, whole = joined.sum(axis=0), np.sum(joined**2, axis=0)
+    count = has.sum(axis=0)
+    strength = np.square(parts).mean(axis=1)
+    for share in SHARES:
+        weights = _weights(system, _left(system, total, whole), share)
+        anchor = int(np.argmax(strength @ weights))
+        for _ in range(SWEEPS):
+            changed = False
+            for unit in range(len(parts)):
+                if unit == anchor:
+                    continue
+                before = parts[unit][order[unit]]
+                best = _assign(system, unit, total - before, count - has[unit], weights)
+                changed |= not np.array_equal(best, order[unit])
+                order[unit] = best
+                after = parts[unit][best]
+                total, whole = total - before + after, whole - before**2 + after**2
+            if not changed:
+                break
+    return order

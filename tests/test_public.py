@@ -71,7 +71,7 @@ DEFINED = {
     "permuted_attribution set_level unit_level",
     "evaluation.anonymity": "effective_set_size entropy fano_bound guessing_entropy",
     "evaluation.assemblies": "exact_assemblies joined_share owners",
-    "evaluation.intervals": "Interval bootstrap wilson",
+    "evaluation.intervals": "Interval bootstrap student wilson",
     "evaluation.linkage": "neighbours relink_rank unit_distances",
     "evaluation.ranking": "auc membership_auc true_positive_rate",
     "evaluation.tracks": "adjusted_rand_index chance_purity purity",

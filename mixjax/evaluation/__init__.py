@@ -31,6 +31,7 @@ from mixjax.evaluation.assemblies import joined_share as joined_share
 from mixjax.evaluation.assemblies import owners as owners
 from mixjax.evaluation.intervals import Interval as Interval
 from mixjax.evaluation.intervals import bootstrap as bootstrap
+from mixjax.evaluation.intervals import student as student
 from mixjax.evaluation.intervals import wilson as wilson
 from mixjax.evaluation.linkage import neighbours as neighbours
 from mixjax.evaluation.linkage import relink_rank as relink_rank
@@ -66,6 +67,7 @@ __all__ = [
     "purity",
     "relink_rank",
     "set_level",
+    "student",
     "true_positive_rate",
     "unit_distances",
     "unit_level",

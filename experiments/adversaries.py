@@ -1,0 +1,357 @@
+"""What protects, and what does not: every defence under every attack, and where attacks end.
+
+`python -m experiments.adversaries --dataset watch` trains each scenario for a number of seeds under
+a server that does all it can: it joins what was mixed, follows it from round to round, and asks
+∇Sim and source inference of what it has. Beside it stand ∇Sim on slots, which takes slots for
+people, and ∇Sim on the tracks of the largest unit alone, which joins nothing. It prints tables,
+draws curves and writes `adversaries.json` after each scenario: a run that was stopped goes on.
+"""
+
+import dataclasses
+import functools
+import json
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import rich.console
+import rich.table
+import tyro
+
+import mixjax as mx
+from experiments import cli, curves, provenance, results, scenarios, tasks, training
+from experiments.scenarios import Scenario
+from mixjax.attacks import Attack, Probe, channels, sim, tracks, unmix
+
+RECORDS = 10
+"""Of each participant's training examples, whose owner source inference looks for."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(tasks.Options):
+    """Every defence against every attack, and curves of what attacks depend on."""
+
+    studies: tuple[curves.StudyName, ...] = ("defences",)
+    """What to compare; each is a table, and a curve of its own but for the defences."""
+    rounds: int = 10
+    """Rounds of federated learning."""
+    seeds: int = 10
+    """Repetitions, each with its own people, first model and mixing."""
+    per_client: int = 100
+    """Training examples of each, where participants are dealt from a pool of images."""
+    quick: bool = False
+    """Two seeds of four rounds: a look, and no result."""
+    out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """Where to write; results/adversaries_DATASET by default."""
+
+
+class Seen(NamedTuple):
+    """What the server concludes of a round, row by row of its own order.
+
+    Attributes:
+      slots: `[rows, units]`, where each row's units were.
+      scores: `[rows, values]`, ∇Sim's of its whole updates.
+      unit_slots: `[rows]`, where the largest unit was, followed alone.
+      unit_scores: `[rows, values]`, ∇Sim's of that unit.
+      slot_scores: `[clients, values]`, ∇Sim's of the slots as they came.
+      source: `[records]`, the row that source inference takes for a record's owner.
+      slot_source: `[records]`, the same of the slots as they came.
+    """
+
+    slots: jax.Array
+    scores: jax.Array
+    unit_slots: jax.Array
+    unit_scores: jax.Array
+    slot_scores: jax.Array
+    source: jax.Array
+    slot_source: jax.Array
+
+
+class Plan(NamedTuple):
+    """What a scenario's program is compiled for; hashable."""
+
+    scenario: Scenario
+    task: tasks.Task
+    setting: training.Setting
+    units: mx.units.Units
+    rounds: int
+
+    @property
+    def largest(self) -> int:
+        """The unit of most parameters, the first of equals."""
+        return int(np.argmax(list(mx.units.parameter_counts(self.units).values())))
+
+
+def server(plan: Plan, split: training.Split, records: Any) -> Attack:
+    """Everything at once; its findings are `Seen`."""
+    slots_as_people = sim.passive(split.rows())
+    scorer = Attack(None, None, sim.measure, sim.observe)
+    follow = tracks.attack(scorer)
+    join = unmix.attack(plan.setting.graph, follow)
+    loss_fn = mx.models.cross_entropy(plan.setting.model)
+
+    def init(params: Any, units: mx.units.Units, clients: int) -> Any:
+        assert join.init is not None
+        alone = tracks.Tracks(
+            jnp.zeros((clients, 1, 3, 256), jnp.float32), jnp.zeros((clients, 1), jnp.int32)
+        )
+        return join.init(params, units, clients), alone
+
+    def prepare(key: Any, memory: Any, params: Any, local: Any) -> Probe:
+        assert slots_as_people.prepare is not None
+        return slots_as_people.prepare(key, params, local)
+
+    def observe(key: Any, memory: Any, probe: Probe, seen: mx.observation.Observation) -> Any:
+        whole, alone = memory
+        whole_key, alone_key, source_key = jax.random.split(key, 3)
+        _, (sketches, terms) = seen.measures
+        clients, units = sketches.shape[:2]
+        own = jnp.broadcast_to(jnp.arange(clients, dtype=jnp.int32)[:, None], (clients, units))
+        slot_scores = sim.observe(key, probe, seen._replace(measures=terms))
+        if plan.scenario.moves == "units":
+            whole, found = join.observe(whole_key, whole, probe, seen)
+            slots = jnp.take_along_axis(found.slots, found.then.slots, axis=0)
+            scores = found.then.then
+        elif plan.scenario.moves == "updates":
+            followed = seen._replace(measures=seen.measures[1])
+            whole, found = follow.observe(whole_key, whole, probe, followed)
+            slots, scores = found.slots, found.then
+        else:
+            slots, scores = own, slot_scores
+        if plan.scenario.moves == "nothing":
+            unit_slots = own[:, 0]
+        else:
+            rows = sketches[:, plan.largest : plan.largest + 1]
+            alone, places = tracks.follow(alone_key, alone, rows, seen.active)
+            unit_slots = places[:, 0]
+        lengths = sim.direction_squared_norms(probe.references, plan.units)
+        cosines = sim.unit_cosine(sim.Statistics(*terms, lengths))[:, plan.largest]
+
+        def losses(updates: Any, records: Any) -> Any:
+            return jax.vmap(
+                lambda update: loss_fn(
+                    jax.tree.map(jnp.add, probe.params, update), records, source_key
+                )
+            )(updates)
+
+        joined = mx.mixing.apply(slots, seen.updates, plan.units)
+        result = Seen(
+            slots,
+            scores,
+            unit_slots,
+            cosines[unit_slots],
+            slot_scores,
+            jnp.argmin(losses(joined, records), axis=0),
+            jnp.argmin(losses(seen.updates, records), axis=0),
+        )
+        return (whole, alone), result
+
+    return Attack(init, prepare, join.measure, observe, updates=True)
+
+
+@functools.partial(jax.jit, static_argnames="plan")
+def train(
+    plan: Plan, key: jax.Array, params: Any, split: training.Split, records: Any
+) -> tuple[Any, ...]:
+    """All rounds; of each the findings, origins, who was active, accuracies and losses."""
+    clients = split.train.counts.shape[0]
+    model, task = plan.setting.model, plan.task
+
+    def accuracy(params: Any) -> jax.Array:
+        def one(params: Any, client: mx.data.ClientData) -> tuple[tuple[()], jax.Array]:
+            logits: Any = model.apply({"params": params}, client.examples.inputs)
+            right = jnp.argmax(logits, axis=-1) == client.examples.labels
+            real = jnp.arange(right.shape[0]) < client.counts
+            return (), jnp.sum(right & real) / client.counts
+
+        return mx.cohort.fold(one, params, split.test)[1]
+
+    federation = mx.federation.fedavg(
+        mx.client.local_training(
+            mx.models.cross_entropy(model),
+            plan.scenario.optimizer(task),
+            batch_size=task.batch_size,
+            epochs=task.epochs,
+        ),
+        defence=plan.scenario.defence(task),
+        participation=plan.scenario.participation(clients),
+        attack=server(plan, split, records),
+        granularity=plan.scenario.granularity,
+        evaluate=accuracy,
+    )
+
+    # the measures of many units and rounds would fill the memory: they aren't kept
+    def step(state: Any, _: Any) -> tuple[Any, Any]:
+        state, record = federation.step(key, state, split.train)
+        seen = record.observation.active
+        return state, (record.findings, record.truth.origins, seen, record.metrics, record.stepped)
+
+    start = federation.init(params, clients=clients)
+    return jax.lax.scan(step, start, None, plan.rounds)[1]
+
+
+def one_seed(
+    scenario: Scenario, config: Config, task: tasks.Task, dataset: mx.data.Dataset, seed: int
+) -> dict[str, Any]:
+    """The figures of a scenario's seed."""
+    task = scenario.task(task)
+    split = training.split_people(dataset, seed, task.auxiliary, sweep=False)
+    if scenario.people is not None:
+        split = dealt(split, scenario.people, seed)
+    clients = len(split.truth)
+    model = scenario.network or task.model(len(dataset.classes))
+    task = task._replace(batch_size=min(task.batch_size, split.train.examples.labels.shape[1]))
+    setting = training.Setting(
+        model, task, training.Case("none", "passive"), config.rounds, channels.Graph(())
+    )
+    setting = setting._replace(graph=training.graph_of(model, split))
+    init_key, run_key = jax.random.split(jax.random.key(seed))
+    params = training.initial(setting, init_key, split.train)
+    units = mx.units.partition(params, scenario.granularity)
+    plan = Plan(scenario._replace(label=""), task, setting, units, config.rounds)
+    records = jax.tree.map(lambda leaf: leaf[:, :RECORDS], split.train.examples)
+    count = jax.tree.leaves(records)[0].shape[1]
+    flat = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), records)
+    found = jax.device_get(train(plan, run_key, params, split, flat))
+    return figures_of(plan, split.truth, np.repeat(np.arange(clients), count), *found)
+
+
+def dealt(split: training.Split, people: int, seed: int) -> training.Split:
+    """So many participants: the split's, or dealt halves of their examples at random."""
+    rng = np.random.default_rng(seed)
+    clients = len(split.truth)
+    if people <= clients:
+        chosen = np.sort(rng.permutation(clients)[:people])
+        train = mx.data.take(split.train, chosen)
+        return split._replace(
+            train=train, test=mx.data.take(split.test, chosen), truth=split.truth[chosen]
+        )
+    who = np.resize(rng.permutation(clients), people)
+    counts = np.asarray(split.train.counts)[who] // 2
+    width = int(counts.max())
+    rows = np.stack([np.resize(rng.permutation(2 * n)[:n], width) for n in counts.tolist()])
+    examples = jax.tree.map(lambda leaf: np.asarray(leaf)[who[:, None], rows], split.train.examples)
+    parts = [
+        jax.tree.map(lambda leaf, at=at: leaf[at, : counts[at]], examples) for at in range(people)
+    ]
+    # held-out data of few people are enough to judge one model
+    return split._replace(train=mx.data.stack(parts), truth=split.truth[who])
+
+
+def figures_of(
+    plan: Plan,
+    truth: np.ndarray,
+    record_owners: np.ndarray,
+    found: Seen,
+    origins: np.ndarray,
+    active: np.ndarray,
+    accuracies: np.ndarray,
+    stepped: np.ndarray,
+) -> dict[str, Any]:
+    """Shares in [0, 1]: of the whole run, and lists round by round."""
+    largest, clients = plan.largest, len(truth)
+    owners = mx.evaluation.owners(found.slots, origins)
+    here = np.take_along_axis(active, found.slots[..., largest], axis=1)
+    alone = np.take_along_axis(origins[..., largest], found.unit_slots, axis=1)
+    alone_here = np.take_along_axis(active, found.unit_slots, axis=1)
+    names = np.broadcast_to(np.arange(clients), here.shape)
+    sizes = mx.units.parameter_counts(plan.units)
+    people = np.arange(clients)
+
+    def sensitive(scores: np.ndarray, who: np.ndarray) -> list[float]:
+        """∇Sim's share right after each round, of scores summed up to it."""
+        guesses = mx.evaluation.guesses(np.cumsum(scores, axis=0))
+        return mx.evaluation.attribution(guesses, truth[who]).tolist()
+
+    def source(rows: np.ndarray, owners: np.ndarray) -> float:
+        """The share of records taken for their owner's, of those whose owner took part."""
+        present = np.take_along_axis(active, np.broadcast_to(record_owners, rows.shape), axis=1)
+        return float(np.mean((np.take_along_axis(owners, rows, axis=1) == record_owners)[present]))
+
+    moved = plan.scenario.moves == "units"
+    within = owners[..., largest]
+    return {
+        "participants": clients,
+        "units": len(sizes),
+        "accuracy": float(accuracies[-1].mean()),
+        "stepped": float(stepped.mean()),
+        "chance": float(mx.evaluation.chance(truth)),
+        "slots": sensitive(found.slot_scores, people),
+        "tracks": sensitive(found.scores, commonest(within, here)),
+        "unit": sensitive(found.unit_scores, commonest(alone, alone_here)),
+        "exact": float(mx.evaluation.exact_assemblies(found.slots, origins, here).mean()),
+        "joined": float(mx.evaluation.joined_share(found.slots, origins, sizes, here).mean()),
+        "chance_exact": float(active.sum(axis=1).mean() ** (1 - len(sizes))) if moved else 1.0,
+        "purity": float(mx.evaluation.purity(names, within, here)),
+        "chance_purity": float(mx.evaluation.chance_purity(names, within, here, seed=0)),
+        "rand": float(mx.evaluation.adjusted_rand_index(names, within, here)),
+        "source": source(found.source, within),
+        "slot_source": source(found.slot_source, np.broadcast_to(people, within.shape)),
+        "chance_source": float(1 / active.sum(axis=1).mean()),
+    }
+
+
+def commonest(owners: np.ndarray, here: np.ndarray) -> np.ndarray:
+    """Of each row the owner of most of its appearances."""
+    counted = [np.bincount(own[seen]) for own, seen in zip(owners.T, here.T, strict=True)]
+    return np.array([int(count.argmax()) if count.size else 0 for count in counted])
+
+
+def main(config: Config) -> None:
+    """Run all scenarios of the studies, write the figures and print the tables."""
+    if config.quick:
+        config = dataclasses.replace(config, rounds=4, seeds=2)
+    cli.check_counts(config, ("rounds", "seeds", "participants", "per_client"))
+    task = tasks.resolve(config)
+    dataset = tasks.load(config, task)
+    out = config.out or Path("results") / f"adversaries_{config.dataset}"
+    out.mkdir(parents=True, exist_ok=True)
+    identity = {
+        "config": results.config_dict(dataclasses.replace(config, studies=()), task),
+        "data": provenance.of_data(dataset, config.data_dir),
+        "environment": provenance.environment(),
+    }
+    content = resumed(out / "adversaries.json", identity)
+    console = rich.console.Console()
+    for study in config.studies:
+        chosen = scenarios.STUDIES[study](task, len(dataset.classes))
+        if study == "architectures" and dataset.train.examples.inputs.ndim != 4:
+            raise mx.InputError(
+                f"expected recordings for the study of architectures; {config.dataset} has none."
+            )
+        rows = content["studies"].setdefault(study, {})
+        for scenario in dict.fromkeys(chosen):
+            for seed in range(len(rows.get(scenario.label, ())), config.seeds):
+                with console.status(f"{study}: {scenario.label}, seed {seed + 1}/{config.seeds}"):
+                    found = one_seed(scenario, config, task, dataset, seed)
+                found["epsilon"] = scenario.epsilon(task, config.rounds, results.DELTA)
+                rows.setdefault(scenario.label, []).append(found)
+                results.write_json(out / "adversaries.json", content)
+            jax.clear_caches()
+        console.print(curves.table(content, study))
+        if study != "defences":
+            curves.draw(content, study, out / f"{study}.png")
+
+
+def resumed(path: Path, identity: dict[str, Any]) -> dict[str, Any]:
+    """What an earlier run with the same options left, or a fresh start.
+
+    Raises:
+      InputError: for a folder of other options, data or versions.
+    """
+    if not path.exists():
+        return {**identity, "studies": {}}
+    content = json.loads(path.read_bytes())
+    for name, value in identity.items():
+        if content[name] != json.loads(results.dumps(value)):
+            raise mx.InputError(
+                f"expected {path} of the same {name}; it has {content[name]} and not {value}. "
+                "Give another --out, or remove the file."
+            )
+    return content
+
+
+if __name__ == "__main__":
+    cli.command(main, Config, "experiments.adversaries", devices=False)

@@ -1,0 +1,116 @@
+"""Tables and curves of `experiments.adversaries`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import matplotlib
+import numpy as np
+import rich.table
+import tyro
+from matplotlib.figure import Figure
+
+import mixjax as mx
+from experiments import figures, scenarios
+
+if TYPE_CHECKING:
+    StudyName = str
+else:
+    StudyName = tyro.extras.literal_type_from_choices(scenarios.STUDIES)
+
+LAST = ("slots", "tracks", "unit")
+"""Lists round by round, of which the last counts."""
+COLUMNS = {
+    "accuracy": "accuracy",
+    "slots": "∇Sim slots",
+    "unit": "∇Sim layer",
+    "tracks": "∇Sim joined",
+    "exact": "exact",
+    "purity": "purity",
+    "source": "source",
+}
+LINES = {
+    "exact": ("whole updates joined", "#00798c", "o", "-"),
+    "purity": ("purity of tracks", "#8f5aa8", "s", "--"),
+    "tracks": ("∇Sim, joined and followed", "#d1495b", "^", "-"),
+    "unit": ("∇Sim, largest unit followed", "#edae49", "v", "-."),
+    "slots": ("∇Sim on slots", "#7a7a7a", "x", ":"),
+}
+AXES = {
+    "participants": "participants",
+    "epochs": "local epochs",
+    "learning_rates": "learning rate",
+    "optimizers": "clients' optimizer",
+    "architectures": "model",
+    "noise": "σ of the noise, after clipping",
+    "groups": "random groups of coordinates",
+}
+
+
+def values(seeds: list[dict[str, Any]], name: str) -> np.ndarray:
+    """One number a seed."""
+    return np.array([seed[name][-1] if name in LAST else seed[name] for seed in seeds])
+
+
+def table(content: dict[str, Any], study: str) -> rich.table.Table:
+    """Percent, means over seeds with half the width of their 95 % interval."""
+    config, rows = content["config"], content["studies"][study]
+    first = next(iter(rows.values()))
+    chance = 100 * np.mean([seed["chance"] for seeds in rows.values() for seed in seeds])
+    grid = rich.table.Table(
+        title=f"{config['dataset']}, {study.replace('_', ' ')}: {config['rounds']} rounds, "
+        f"{len(first)} seeds; chance of ∇Sim {chance:.0f} %",
+        caption=(
+            "Planted data: says nothing about the real set. " if content["data"]["planted"] else ""
+        )
+        + "Percent, mean over seeds ± half of the 95 % interval (Student). ∇Sim: scores summed "
+        "over rounds, on slots for their participants, else for the owners of pseudonyms; layer: "
+        "the largest unit alone. Exact: all units one person's, in one round. Purity: of "
+        "pseudonyms. Source: whose record it is, by whole models.",
+        padding=(0, 0),
+    )
+    grid.add_column("", max_width=20)
+    for label in COLUMNS.values():
+        grid.add_column(label, justify="right", max_width=8)
+    for label, seeds in rows.items():
+        grid.add_row(label, *(percent(values(seeds, name)) for name in COLUMNS))
+    chances = [f"chance_{name}" for name in ("exact", "purity", "source")]
+    largest = max(rows.values(), key=lambda seeds: seeds[0]["chance_exact"] < 1)
+    cells = [f"{100 * np.mean([seed[name] for seed in largest]):.2g}" for name in chances]
+    grid.add_section()
+    grid.add_row("chance, MixNN", "", *[f"{chance:.0f}"] * 3, *cells)
+    return grid
+
+
+def percent(column: np.ndarray) -> str:
+    """Mean and half the width of its interval."""
+    interval = mx.evaluation.student(column)
+    if interval.n < 2:
+        return f"{100 * interval.mean:.1f}"
+    return f"{100 * interval.mean:.1f} ±{50 * (interval.high - interval.low):.1f}"
+
+
+def draw(content: dict[str, Any], study: str, path: Path) -> None:
+    """A line for each attack over the study's scenarios."""
+    rows = content["studies"][study]
+    with matplotlib.rc_context(figures.STYLE):
+        figure = Figure(figsize=(8, 4.6), layout="constrained")
+        axis = figure.subplots()
+        at = np.arange(len(rows))
+        for name, (label, color, marker, line) in LINES.items():
+            intervals = [mx.evaluation.student(values(seeds, name)) for seeds in rows.values()]
+            mean, low, high = (
+                100 * np.array([getattr(one, part) for one in intervals])
+                for part in ("mean", "low", "high")
+            )
+            axis.plot(at, mean, color=color, marker=marker, linestyle=line, label=label)
+            axis.fill_between(at, low, high, color=color, alpha=0.15, linewidth=0)
+        chance = 100 * np.mean([seed["chance"] for seeds in rows.values() for seed in seeds])
+        axis.axhline(chance, color="black", linestyle=(0, (1, 2)), linewidth=1.2)
+        axis.annotate("chance of ∇Sim", (at[-1], chance), ha="right", va="bottom", fontsize=9)
+        axis.set_xticks(at, list(rows))
+        axis.set_xlabel(AXES[study])
+        axis.set_ylabel("percent")
+        axis.set_ylim(-3, 104)
+        figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=3)
+        with mx.checkpoint.replacing(path) as file:
+            figure.savefig(file, format="png")

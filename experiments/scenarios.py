@@ -1,0 +1,231 @@
+"""What `experiments.adversaries` compares: a row for each defence and each change of the setting.
+
+A new row of `STUDIES` is trained, attacked, written, printed and drawn like the others.
+"""
+
+import zlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import numpy as np
+import optax
+
+import mixjax as mx
+from experiments.servers import Undone
+from experiments.tasks import Task
+
+
+class Groups(NamedTuple):
+    """Granularity of `count` groups of coordinates drawn at random."""
+
+    count: int
+
+    def __call__(self, path: tuple[str, ...], shape: tuple[int, ...]) -> np.ndarray:
+        """The group of each element of a leaf."""
+        rng = np.random.default_rng(zlib.crc32("/".join(path).encode()))
+        return rng.integers(0, self.count, shape)
+
+
+class Network(nn.Module):
+    """Two convolutions and a hidden layer over recordings, in variants.
+
+    Attributes:
+      classes: outputs.
+      activation: relu, leaky_relu, gelu or tanh.
+      groups: of a GroupNorm after each convolution; 0 for none.
+      residual: whether a branch leads around the second convolution.
+    """
+
+    classes: int
+    activation: str = "relu"
+    groups: int = 0
+    residual: bool = False
+
+    @nn.compact
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        """Logits of recordings `[batch, samples, channels]`."""
+        act = getattr(nn, self.activation)
+        hidden = inputs
+        for features in (16, 32):
+            hidden = nn.Conv(features, (5,))(hidden)
+            if self.groups:
+                hidden = mx.models.GroupNorm(self.groups)(hidden)
+            hidden = act(hidden)
+            if self.residual and features == 32:
+                hidden = act(hidden + nn.Conv(32, (5,))(act(nn.Conv(32, (5,))(hidden))))
+            hidden = mx.ops.max_pool(hidden, (2,))
+        hidden = act(nn.Dense(64)(hidden.reshape(len(hidden), -1)))
+        return nn.Dense(self.classes)(hidden)
+
+
+class Scenario(NamedTuple):
+    """A setting under attack; hashable, compiled once.
+
+    Attributes:
+      label: in tables and figures.
+      moves: what the proxy moves on its own.
+      list_size: entries in each of its lists; None mixes the whole round.
+      granularity: how it cuts the model.
+      sigma: noise on each coordinate of the update, clipped at the task's norm; 0 for neither.
+      kept: share of the update's coordinates that are sent.
+      share: of the participants that take part in a round.
+      people: how many participants; None for the dataset's own.
+      network: the model; None for the task's.
+      adam: whether clients use Adam in place of SGD.
+      training: fields of the task that take the place of its own.
+    """
+
+    label: str
+    moves: Undone = "units"
+    list_size: int | None = None
+    granularity: mx.units.Granularity = "layer"
+    sigma: float = 0.0
+    kept: float = 1.0
+    share: float = 1.0
+    people: int | None = None
+    network: nn.Module | None = None
+    adam: bool = False
+    training: tuple[tuple[str, Any], ...] = ()
+
+    def task(self, task: Task) -> Task:
+        """The task with the scenario's changes."""
+        return task._replace(**dict(self.training))
+
+    def mix(self) -> mx.mixing.Mix:
+        """What the proxy does."""
+        if self.moves == "nothing":
+            return mx.mixing.keep()
+        if self.moves == "updates":
+            return mx.mixing.shuffle()
+        if self.list_size is None:
+            return mx.mixing.full_round()
+        return mx.mixing.proxy(self.list_size)
+
+    def defence(self, task: Task) -> mx.defences.Defence:
+        """What clients and proxy do."""
+        parts = [mx.defences.Defence(mx.defences.none().perturb, self.mix())]
+        if self.kept < 1:
+            parts.insert(0, mx.defences.top_k(self.kept))
+        if self.sigma:
+            parts.insert(0, mx.defences.noisy_gradient(self.sigma, task.clip_norm))
+        return mx.defences.compose(*parts)
+
+    def optimizer(self, task: Task) -> optax.GradientTransformation:
+        """The clients'."""
+        if self.adam:
+            return optax.adam(task.learning_rate)
+        return optax.sgd(task.learning_rate, momentum=task.momentum)
+
+    def participation(self, people: int) -> mx.participation.Participation:
+        """Who takes part in a round."""
+        if self.share == 1:
+            return mx.participation.everyone()
+        return mx.participation.uniform(max(2, round(self.share * people)))
+
+    def epsilon(self, task: Task, rounds: int, delta: float) -> float:
+        """What the noise guarantees over all rounds; infinite without."""
+        if not self.sigma:
+            return float("inf")
+        multiplier = mx.accounting.noise_multiplier(self.sigma, task.clip_norm)
+        return float(mx.accounting.gaussian_epsilon(multiplier, rounds, delta))
+
+
+def defences(task: Task, classes: int) -> list[Scenario]:
+    """What stands between the clients and the server."""
+    del classes
+    cut: Sequence[tuple[str, mx.units.Granularity]] = (
+        ("leaves", "leaf"),
+        ("neurons", "neurons"),
+        ("64 chunks", mx.units.chunks(64)),
+        ("64 random groups", Groups(64)),
+        ("512 random groups", Groups(512)),
+        ("4,096 random groups", Groups(4096)),
+    )
+    low, middle = task.noise[0], task.noise[1]
+    return [
+        Scenario("plain FL", "nothing"),
+        Scenario("shuffle", "updates"),
+        Scenario("MixNN"),
+        Scenario(f"MixNN, lists of {task.list_size}", list_size=task.list_size),
+        *(Scenario(f"MixNN, {name}", granularity=granularity) for name, granularity in cut),
+        Scenario("MixNN, half take part", share=0.5),
+        Scenario("MixNN, top 1 %", kept=0.01),
+        Scenario("MixNN, one local step", training=(("batch_size", 10**6), ("epochs", 1))),
+        *(
+            Scenario(f"{name}, σ={sigma:g}", moves, sigma=sigma)
+            for sigma in (low / 4, low, middle)
+            for name, moves in (("noise", "nothing"), ("shuffle", "updates"), ("MixNN", "units"))
+        ),
+    ]
+
+
+def epochs(task: Task, classes: int) -> list[Scenario]:
+    """How long clients train."""
+    del classes
+    return [
+        Scenario(f"{count}", training=(("epochs", count),)) for count in (1, 2, 5, 10, task.epochs)
+    ]
+
+
+def learning_rates(task: Task, classes: int) -> list[Scenario]:
+    """Of local SGD."""
+    del classes
+    rates = [task.learning_rate * factor for factor in (0.04, 0.2, 1, 2)]
+    return [Scenario(f"{rate:g}", training=(("learning_rate", rate),)) for rate in rates]
+
+
+def optimizers(task: Task, classes: int) -> list[Scenario]:
+    """What clients train with."""
+    del task, classes
+    return [
+        Scenario("SGD", training=(("momentum", 0.0),)),
+        Scenario("momentum 0.9", training=(("momentum", 0.9),)),
+        Scenario("Adam 1e-3", adam=True, training=(("learning_rate", 1e-3),)),
+    ]
+
+
+def architectures(task: Task, classes: int) -> list[Scenario]:
+    """What is trained; of recordings only."""
+    del task
+    variants: dict[str, nn.Module] = {
+        "MLP": mx.models.MLP(classes, (128, 64)),
+        "CNN": Network(classes),
+        "CNN, GroupNorm": Network(classes, groups=4),
+        "CNN, residual": Network(classes, residual=True),
+        "CNN, GELU": Network(classes, activation="gelu"),
+        "CNN, tanh": Network(classes, activation="tanh"),
+    }
+    return [Scenario(name, network=network) for name, network in variants.items()]
+
+
+def participants(task: Task, classes: int) -> list[Scenario]:
+    """How many there are; more than the dataset has are dealt halves of its people's examples."""
+    del task, classes
+    return [Scenario(f"{people:,}", people=people) for people in (10, 30, 100, 300, 1000)]
+
+
+def noise(task: Task, classes: int) -> list[Scenario]:
+    """On clipped updates behind MixNN: where joining ends."""
+    del classes
+    levels = [task.noise[0] * factor for factor in (0.05, 0.1, 0.2, 0.5, 1, 2, 5)]
+    return [Scenario(f"{sigma:g}", sigma=sigma) for sigma in levels]
+
+
+def groups(task: Task, classes: int) -> list[Scenario]:
+    """Random groups of coordinates: how fine before every coupling dies."""
+    del task, classes
+    return [Scenario(f"{n:,}", granularity=Groups(n)) for n in (4, 16, 64, 256, 1024, 4096)]
+
+
+STUDIES = {
+    "defences": defences,
+    "participants": participants,
+    "epochs": epochs,
+    "learning_rates": learning_rates,
+    "optimizers": optimizers,
+    "architectures": architectures,
+    "noise": noise,
+    "groups": groups,
+}

@@ -16,7 +16,6 @@ mixing; it is made for its owner alone (mode 0700) and must not be shared.
 import contextlib
 import json
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -30,6 +29,7 @@ from mixjax import _identity, _store, _validate
 from mixjax import federation as federation_lib
 from mixjax._files import replacing as replacing
 from mixjax._signals import stop_on_signals as stop_on_signals
+from mixjax._signals import tell
 from mixjax.data import ClientData
 from mixjax.federation import Federation, FederationState, Record
 from mixjax.types import PRNGKey
@@ -164,10 +164,9 @@ def run_segments(
                     store.save(saved, done, columns, _store.pack((key, now)))
                     unsaved, saved, saved_at = [], done, time.monotonic()
                 if number:
-                    print(
+                    tell(
                         f"stopped after round {done} of {rounds}, which is saved in "
-                        f"{store.folder}. Run the same again to resume.",
-                        file=sys.stderr,
+                        f"{store.folder}. Run the same again to resume."
                     )
                     raise SystemExit(128 + number)
         return now, store.load_records(rounds, like)

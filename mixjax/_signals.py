@@ -97,8 +97,10 @@ def stop_on_signals(what: str) -> Iterator[Callable[[], int]]:
         told.append(0)  # the block is being left anyway
         raise error
     finally:
-        TAKEN_OVER.remove(give_back)
-        give_back()
+        # not in a forked child that leaves by here
+        if give_back in TAKEN_OVER:
+            TAKEN_OVER.remove(give_back)
+            give_back()
         os.close(writer)
         watcher.join()
         os.close(reader)

@@ -161,7 +161,8 @@ def main(config: Config) -> None:
     console.print(table(summary))
     console.print(
         f"{len(rows):,} records, a summary and {len(drawn)} figures in {out}/ "
-        f"({summary['seconds']:.0f} s on {summary['environment']['device']})"
+        f"({summary['seconds']:.0f} s on {summary['environment']['device']})",
+        markup=False,
     )
     for line in results.warnings(summary):
         print(f"warning: {line}", file=sys.stderr)

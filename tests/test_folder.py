@@ -15,7 +15,9 @@ import numpy as np
 import pytest
 
 import mixjax as mx
-from experiments import resume
+from experiments import cli, evaluate, figures, results, resume
+
+HERE = {"device": "a device"}
 
 
 def run(folder: Path, rounds: int, meanwhile: Callable[[], Any] = int, key: int = 0) -> np.ndarray:
@@ -167,3 +169,39 @@ with mx.checkpoint.exclusive(sys.argv[1]), mx.checkpoint.stop_on_signals("finish
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.stdout == "3\n"
     assert "expected a folder that no other process runs in" in done.stderr
+
+
+def test_an_evaluation_does_not_write_into_what_took_its_folders_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+
+    def replace(*_: Any) -> results.Rows:
+        out.rename(tmp_path / "moved")
+        out.mkdir()
+        return [{}]
+
+    monkeypatch.setattr(evaluate, "run_job", replace)
+    with pytest.raises(OSError, match=r"could not save to .*: it was replaced"):
+        evaluate.main(evaluate.Config(defences=("none",), attacks=("passive",), out=out))
+    assert not list(out.iterdir())
+
+
+@pytest.mark.parametrize("name", ["out[seed=1]", "out[", "[/out]", os.fsdecode(b"out\xff")])
+def test_a_folder_of_results_is_printed_as_it_is_named(
+    name: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(evaluate, "train_all", lambda *_: [])
+    monkeypatch.setattr(results, "summarize", lambda *_: dict(seconds=0.0, environment=HERE))
+    monkeypatch.setattr(results, "warnings", lambda _: [])
+    monkeypatch.setattr(evaluate, "table", lambda _: "the table")
+    monkeypatch.setattr(figures, "draw_all", lambda *_: [])
+    monkeypatch.setattr(sys, "argv", ["evaluate", "--out", name])
+    cli.command(evaluate.main, evaluate.Config, "experiments.evaluate", devices=False)
+    shown = name.encode(errors="backslashreplace").decode()
+    assert f"in {shown}/ (0 s on {HERE['device']})" in capsys.readouterr().out.replace("\n", " ")
+    assert (tmp_path / name / "summary.json").is_file()

@@ -25,11 +25,10 @@ import filelock
 import jax
 import numpy as np
 
-from mixjax import _identity, _store, _validate
+from mixjax import _identity, _signals, _store, _validate
 from mixjax import federation as federation_lib
 from mixjax._files import replacing as replacing
 from mixjax._signals import stop_on_signals as stop_on_signals
-from mixjax._signals import tell
 from mixjax.data import ClientData
 from mixjax.federation import Federation, FederationState, Record
 from mixjax.types import PRNGKey
@@ -166,7 +165,7 @@ def run_segments(
                     store.save(saved, done, columns, _store.pack((key, now)))
                     unsaved, saved, saved_at = [], done, time.monotonic()
                 if number:
-                    tell(
+                    _signals.tell(
                         f"stopped after round {done} of {rounds}, which is saved in "
                         f"{store.folder}. Run the same again to resume."
                     )

@@ -24,7 +24,6 @@ from mixjax._files import PARTIAL, replacing
 from mixjax.types import PRNGKey
 
 LOCK = ".lock"
-# orbax writes and reads other files than those named, if it can at all
 MISREAD = re.compile(r"[*?\[\\\]]|:(/|$)")
 # of the folder's own layout: a later one may have to read an earlier one's
 VERSION = 2
@@ -342,13 +341,18 @@ def _check_same_records(forms: Sequence[Any], parts: Sequence[Any], path: Path) 
         )
 
 
-def _check_run_folder(folder: Path, parts: Sequence[str]) -> None:
+def check_name(folder: Path) -> None:
+    """Refuse a path that orbax takes for another one, or for a pattern."""
     name = os.fsencode(folder).decode(errors="replace")
     if name != str(folder) or MISREAD.search(name):
         raise _validate.InputError(
             f"expected a folder for the run whose path is Unicode, without any of * ? [ ] \\ and "
-            f"without a colon at a part's end; got {name!r}. Name another folder."
+            f"without a colon at a part's end; got {name!r}. Rename it, or name another."
         )
+
+
+def _check_run_folder(folder: Path, parts: Sequence[str]) -> None:
+    check_name(folder)
     if folder.exists() and not folder.is_dir():
         raise _validate.InputError(f"expected a folder for the run; {folder} is a file.")
     for part in ("records", "states"):

@@ -124,8 +124,8 @@ def run_segments(
 
     Raises:
       InputError: for another key, starting state, config, data, federation, version or flag of
-        JAX than the folder's, a folder without a usable checkpoint, or one that another process
-        runs in.
+        JAX than the folder's, a folder without a usable checkpoint, one that another process
+        runs in, or a name that orbax misreads (with a backslash or any of `*?[]`).
       OSError: when saving fails, such as on a full disk; what was saved before is kept. Or when
         the folder was moved, removed or replaced meanwhile: nothing is written to another's.
     """
@@ -193,9 +193,10 @@ def restore(
       The run's key, its state, and the number of rounds done.
 
     Raises:
-      InputError: if the folder has no good checkpoint.
+      InputError: if the folder has no good checkpoint, or a name that orbax misreads.
     """
     store = _store.Store(Path(folder).absolute(), None, 0)
+    _store.check_name(store.folder)
     good = [step for step in store.steps() if store.fault(step) is None]
     _store.check_any_checkpoint([], not good, store.folder)
     form = (key, state)

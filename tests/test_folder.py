@@ -137,10 +137,13 @@ def test_results_that_are_no_files_are_told(
 @pytest.mark.parametrize(
     "name", ["run[1]", "run*", "a?b", "back\\slash", "gs:", "gs:/bucket", os.fsdecode(b"\xff")]
 )
-def test_names_that_could_not_be_read_back_are_refused(name: str, tmp_path: Path) -> None:
-    with pytest.raises(mx.InputError, match=r"path is Unicode.*Name another folder"):
+def test_names_that_orbax_misreads_are_refused(name: str, tmp_path: Path) -> None:
+    refused = pytest.raises(mx.InputError, match=r"path is Unicode.*Rename it, or name another")
+    with refused:
         run(tmp_path / name, 3)
     assert not list(tmp_path.iterdir())
+    with refused:
+        mx.checkpoint.restore(tmp_path / name, jax.random.key(0), jnp.int32(0))
 
 
 @pytest.mark.parametrize(

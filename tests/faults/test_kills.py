@@ -42,7 +42,7 @@ def survive(
     while kills < KILLS:
         run = folder / f"run{runs}"
         runs += 1
-        assert runs <= KILLS, "the runs end before they can be killed"
+        assert runs <= 4 * KILLS, "the runs end before they can be killed"
         done = 0
         for life in range(100):
             code, _ = live("run", run, **(draw() if life < 99 else {}))
@@ -73,5 +73,5 @@ def test_kills_at_random_moments(
 ) -> None:
     rng = random.Random(1)
     longest = clean[1]
-    kills = survive(live, clean[0], tmp_path, lambda: {"seconds": rng.uniform(0.3, 1.0) * longest})
+    kills = survive(live, clean[0], tmp_path, lambda: {"seconds": rng.uniform(0.3, 0.8) * longest})
     assert kills >= KILLS

@@ -1,5 +1,6 @@
 """What the commands share: reading options, refusing them, leaving."""
 
+import io
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -22,6 +23,9 @@ def command(
       module: the name that `python -m` knows it by.
       devices: whether this process trains, on a host device for each core.
     """
+    # a file's name may be no text
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     options = tyro.cli(config, prog=f"python -m {module}")
     if devices:
         mx.sharding.use_host_devices()

@@ -10,6 +10,7 @@ import dataclasses
 import shutil
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, cast
 
@@ -144,7 +145,7 @@ def main(config: Config) -> None:
     options = results.config_dict(config, task)
     data = provenance.of_data(dataset, config.data_dir)
     jobs = plan(config, task)
-    with mx.checkpoint.exclusive(out):
+    with mx.checkpoint.exclusive(out) as check_held:
         resume.open_folder(
             out,
             provenance.identity(options, data),
@@ -155,7 +156,8 @@ def main(config: Config) -> None:
         sessions = provenance.Sessions(out, started)
         model = task.model(len(dataset.classes))
         graph = training.graph_of(model, first_split)
-        rows = train_all(config, task, dataset, graph, jobs, out, console, sessions)
+        rows = train_all(config, task, dataset, graph, jobs, out, console, sessions, check_held)
+        check_held()
         with console.status("drawing figures"):
             drawn = figures.draw_all(rows, out)
         shutil.rmtree(out / resume.CHECKPOINTS, ignore_errors=True)
@@ -167,7 +169,8 @@ def main(config: Config) -> None:
     console.print(table(summary))
     console.print(
         f"{len(rows):,} records, a summary and {len(drawn)} figures in {out}/ "
-        f"({summary['seconds']:.0f} s on {summary['environment']['device']})"
+        f"({summary['seconds']:.0f} s on {summary['environment']['device']})",
+        markup=False,
     )
     for line in results.warnings(summary):
         print(f"warning: {line}", file=sys.stderr)
@@ -182,11 +185,13 @@ def train_all(
     out: Path,
     console: rich.console.Console,
     sessions: provenance.Sessions,
+    check_held: Callable[[], None],
 ) -> results.Rows:
     """All rows, of the trajectories that the folder has and of those it lacks.
 
     Raises:
       InputError: for a trajectory that took no step, or none any more.
+      OSError: where the folder can't be written to, or is no longer the one that was locked.
     """
     mesh = mx.sharding.clients_mesh()
     rounds_file = out / resume.ROUNDS
@@ -219,6 +224,7 @@ def train_all(
                     fresh = run_job(
                         config, task, dataset, graph, split, seed, job, mesh, checkpoints
                     )
+                    check_held()
                     results.append(rounds_file, fresh)
                     sessions.save()
                     results.check_trained(fresh)

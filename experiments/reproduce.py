@@ -72,10 +72,10 @@ def main(config: Config) -> None:
             problem = run(setting, folder, out / name, synthetic)
         if problem:
             failed.append(name)
-            console.print(f"not run: {problem}")
+            console.print(f"not run: {problem}", markup=False)
         entries.append(report.Entry(name, title, out / name, problem))
     report.write(page, entries, quick=config.quick)
-    console.print(f"wrote {page}")
+    console.print(f"wrote {page}", markup=False)
     if failed:
         raise mx.InputError(f"not run: {', '.join(failed)}; see above.")
 

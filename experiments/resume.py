@@ -35,6 +35,12 @@ def open_folder(
     """
     if resume and overwrite:
         raise mx.InputError("expected one of --resume and --overwrite; got both.")
+    for name in (ROUNDS, CONFIG, SUMMARY, provenance.SESSIONS):
+        if (out / name).exists() and not (out / name).is_file():
+            raise mx.InputError(
+                f"expected a file, or nothing yet, at {out / name}; got a folder, pipe or device. "
+                "Remove it, or use --out to write elsewhere."
+            )
     found = [
         name
         for name in (ROUNDS, SUMMARY, CHECKPOINTS)

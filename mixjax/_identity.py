@@ -64,6 +64,8 @@ def _describe(value: Any, above: tuple[int, ...]) -> Any:
         return getattr(value, "__qualname__", value.__name__)
     if isinstance(value, jax.core.Tracer):
         return "traced"
+    if isinstance(value, np.ndarray) and value.dtype.hasobject:
+        return _describe(value.tolist(), above)
     if isinstance(value, (np.ndarray, jax.Array)):
         return _array(value)
     if isinstance(value, Mapping):
@@ -71,7 +73,7 @@ def _describe(value: Any, above: tuple[int, ...]) -> Any:
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return _named(dict(zip(value._fields, value, strict=True)), above)
     if isinstance(value, (tuple, list)):
-        return {str(index): _describe(inner, above) for index, inner in enumerate(value)}
+        return _named({str(index): inner for index, inner in enumerate(value)}, above)
     return _callable(value, above) or _object(value, above)
 
 
@@ -128,7 +130,9 @@ def _object(value: Any, above: tuple[int, ...]) -> Any:
     held = getattr(value, "__dict__", None)
     if held is None:
         return kind
-    shown = {name: inner for name, inner in held.items() if not name.startswith("__")}
+    # besides its fields a flax module keeps a number that no other of the process has
+    fields = getattr(value, "__dataclass_fields__", held)
+    shown = {n: inner for n, inner in held.items() if n in fields and not n.startswith("__")}
     return {"type": kind, **_named(shown, above)}
 
 

@@ -2,16 +2,12 @@
 
 import contextlib
 import os
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
 
-from mixjax import _validate
+from mixjax import _cgroups, _validate
 
-CGROUPS = Path("/sys/fs/cgroup")
-OWN_CGROUP = Path("/proc/self/cgroup")
 LIMITS = ("memory.max", "memory.limit_in_bytes")
 
 
@@ -28,7 +24,8 @@ def total_bytes(mesh: jax.sharding.Mesh | None = None) -> int | None:
 
 
 def _host_bytes() -> int | None:
-    limits = [limit for path in _limit_files() if (limit := _read_limit(path)) is not None]
+    files = (folder / name for folder in _cgroups.folders("memory") for name in LIMITS)
+    limits = [limit for path in files for limit in _cgroups.numbers(path) or ()]
     with contextlib.suppress(AttributeError, OSError, ValueError):  # POSIX only
         limits.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     with contextlib.suppress(ImportError, OSError):  # POSIX only
@@ -39,28 +36,6 @@ def _host_bytes() -> int | None:
             if soft != resource.RLIM_INFINITY:
                 limits.append(soft)
     return min(limits, default=None)
-
-
-def _limit_files() -> Iterator[Path]:
-    """Of the control group this process is in, and of all groups above it."""
-    try:
-        lines = OWN_CGROUP.read_text().splitlines()
-    except OSError:
-        lines = []
-    for line in [*lines, "0::/"]:
-        _, controllers, own = line.split(":", 2)
-        root = CGROUPS / "memory" if "memory" in controllers.split(",") else CGROUPS
-        group = Path(own.lstrip("/"))
-        for folder in (group, *group.parents):
-            for name in LIMITS:
-                yield root / folder / name
-
-
-def _read_limit(path: Path) -> int | None:
-    try:
-        return int(path.read_text())
-    except (OSError, ValueError):  # no such file, or "max"
-        return None
 
 
 def tree_bytes(tree: Any) -> int:

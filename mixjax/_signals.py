@@ -22,6 +22,16 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_in_child)
 
 
+def tell(text: str) -> None:
+    """Say a line on the standard error, if anybody is left to read it.
+
+    Ctrl-C stops `run 2>&1 | tee log` and its `tee` alike: that the line can't be said must not
+    keep the run from saving.
+    """
+    with contextlib.suppress(OSError, ValueError):
+        print(text, file=sys.stderr, flush=True)
+
+
 @contextlib.contextmanager
 def stop_on_signals(what: str) -> Iterator[Callable[[], int]]:
     """Note SIGTERM and SIGINT instead of dying of them; a second SIGINT still ends the process.
@@ -60,10 +70,9 @@ def stop_on_signals(what: str) -> Iterator[Callable[[], int]]:
                 continue
             if number == signal.SIGINT and number in caught:
                 os._exit(128 + number)
-            if not caught:
-                name = signal.Signals(number).name
-                print(f"{name}: {what}; Ctrl-C leaves at once.", file=sys.stderr, flush=True)
             caught.append(number)
+            if len(caught) == 1:
+                tell(f"{signal.Signals(number).name}: {what}; Ctrl-C leaves at once.")
 
     def stopped() -> int:
         told.extend(caught[:1])
@@ -88,8 +97,10 @@ def stop_on_signals(what: str) -> Iterator[Callable[[], int]]:
         told.append(0)  # the block is being left anyway
         raise error
     finally:
-        TAKEN_OVER.remove(give_back)
-        give_back()
+        # not in a forked child that leaves by here
+        if give_back in TAKEN_OVER:
+            TAKEN_OVER.remove(give_back)
+            give_back()
         os.close(writer)
         watcher.join()
         os.close(reader)

@@ -24,6 +24,7 @@ from mixjax._files import PARTIAL, replacing
 from mixjax.types import PRNGKey
 
 LOCK = ".lock"
+MISREAD = re.compile(r"[*?\[\\\]]|:(/|$)")
 # of the folder's own layout: a later one may have to read an earlier one's
 VERSION = 2
 NUMBER, SPAN = re.compile(r"\d{8,}"), re.compile(r"\d{8,}-\d{8,}")
@@ -142,8 +143,10 @@ class Store(NamedTuple):
 
     def fault(self, step: int) -> str | None:
         """What makes a checkpoint useless; None if it is good."""
+        description = self._state(step).with_suffix(".json")
         try:
-            content = json.loads(self._state(step).with_suffix(".json").read_bytes())
+            # a pipe would be waited for
+            content = json.loads(description.read_bytes() if description.is_file() else b"")
             digest = content.pop("digest")
         except (OSError, ValueError, KeyError, AttributeError):
             return "its description can't be read"
@@ -190,8 +193,8 @@ class Store(NamedTuple):
         ]
 
     def _forget(self, step: int) -> None:
-        self._state(step).with_suffix(".json").unlink()
-        shutil.rmtree(self._state(step), ignore_errors=True)
+        _remove(self._state(step).with_suffix(".json"))
+        _remove(self._state(step))
 
     def _clean(self, done: int) -> None:
         """Remove what is newer than the last good checkpoint, or was never finished."""
@@ -201,12 +204,12 @@ class Store(NamedTuple):
         for path in (self.folder / "states").iterdir():
             ours = NUMBER.match(path.name)
             if ours and path.is_dir() and not path.with_name(f"{path.name}.json").exists():
-                shutil.rmtree(path, ignore_errors=True)
+                _remove(path)
         for path in list(self._record_files()):
             if _span(path)[1] > done:
-                path.unlink()
+                _remove(path)
         for path in self.folder.glob(f"*/*{PARTIAL}"):
-            path.unlink()
+            _remove(path)
 
 
 @contextlib.contextmanager
@@ -298,7 +301,17 @@ def _span(path: Path) -> tuple[int, int]:
     return int(start), int(stop)
 
 
+def _remove(path: Path) -> None:
+    """Remove what is there, whatever it is; a link, not what it leads to."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def _whole(path: Path) -> bool:
+    if not path.is_file():
+        return False
     try:
         with zipfile.ZipFile(path) as file:
             return file.testzip() is None
@@ -328,9 +341,26 @@ def _check_same_records(forms: Sequence[Any], parts: Sequence[Any], path: Path) 
         )
 
 
+def check_name(folder: Path) -> None:
+    """Refuse a path that orbax takes for another one, or for a pattern."""
+    name = os.fsencode(folder).decode(errors="replace")
+    if name != str(folder) or MISREAD.search(name):
+        raise _validate.InputError(
+            f"expected a folder for the run whose path is Unicode, without any of * ? [ ] \\ and "
+            f"without a colon at a part's end; got {name!r}. Rename it, or name another."
+        )
+
+
 def _check_run_folder(folder: Path, parts: Sequence[str]) -> None:
+    check_name(folder)
     if folder.exists() and not folder.is_dir():
         raise _validate.InputError(f"expected a folder for the run; {folder} is a file.")
+    for part in ("records", "states"):
+        if (folder / part).exists() and not (folder / part).is_dir():
+            raise _validate.InputError(
+                f"expected a run's folder, where {part!r} is a folder; it is a file in {folder}. "
+                "Remove it, or name another folder."
+            )
     others = [path.name for path in folder.iterdir()] if folder.exists() else []
     # what file managers leave behind
     others = [name for name in others if not name.startswith(".")]

@@ -16,7 +16,6 @@ mixing; it is made for its owner alone (mode 0700) and must not be shared.
 import contextlib
 import json
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,7 +25,7 @@ import filelock
 import jax
 import numpy as np
 
-from mixjax import _identity, _store, _validate
+from mixjax import _identity, _signals, _store, _validate
 from mixjax import federation as federation_lib
 from mixjax._files import replacing as replacing
 from mixjax._signals import stop_on_signals as stop_on_signals
@@ -125,9 +124,10 @@ def run_segments(
 
     Raises:
       InputError: for another key, starting state, config, data, federation, version or flag of
-        JAX than the folder's, a folder without a usable checkpoint, or one that another process
-        runs in.
-      OSError: when saving fails, such as on a full disk; what was saved before is kept.
+        JAX than the folder's, a folder without a usable checkpoint, one that another process
+        runs in, or a name that orbax misreads (with a backslash or any of `*?[]`).
+      OSError: when saving fails, such as on a full disk; what was saved before is kept. Or when
+        the folder was moved, removed or replaced meanwhile: nothing is written to another's.
     """
     _validate.check_key(key)
     for value, name in ((rounds, "rounds"), (every, "every"), (keep, "keep")):
@@ -141,7 +141,7 @@ def run_segments(
 
     identity = _store.identity(key, state, settings, data, made_by)
     store = _store.Store.open(Path(folder), identity, keep)
-    with exclusive(store.folder):
+    with exclusive(store.folder) as check_held:
         done = store.resume(rounds)
         if done:
             store.check_records(like)
@@ -160,16 +160,17 @@ def run_segments(
                 # asked once: a signal that comes after this must not leave what is unsaved
                 number = stopped()
                 if due or done == rounds or number:
+                    check_held()
                     columns = [np.concatenate(parts) for parts in zip(*unsaved, strict=True)]
                     store.save(saved, done, columns, _store.pack((key, now)))
                     unsaved, saved, saved_at = [], done, time.monotonic()
                 if number:
-                    print(
+                    _signals.tell(
                         f"stopped after round {done} of {rounds}, which is saved in "
-                        f"{store.folder}. Run the same again to resume.",
-                        file=sys.stderr,
+                        f"{store.folder}. Run the same again to resume."
                     )
                     raise SystemExit(128 + number)
+        check_held()
         return now, store.load_records(rounds, like)
 
 
@@ -192,9 +193,10 @@ def restore(
       The run's key, its state, and the number of rounds done.
 
     Raises:
-      InputError: if the folder has no good checkpoint.
+      InputError: if the folder has no good checkpoint, or a name that orbax misreads.
     """
     store = _store.Store(Path(folder).absolute(), None, 0)
+    _store.check_name(store.folder)
     good = [step for step in store.steps() if store.fault(step) is None]
     _store.check_any_checkpoint([], not good, store.folder)
     form = (key, state)
@@ -241,16 +243,22 @@ def conditions(data: Any) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def exclusive(folder: str | os.PathLike[str]) -> Iterator[None]:
+def exclusive(folder: str | os.PathLike[str]) -> Iterator[Callable[[], None]]:
     """Keep other processes out of a run's folder, by a lock that ends with the process.
 
     Args:
       folder: an existing one.
 
+    Yields:
+      A function to call before anything is written: it raises OSError once the folder of that
+      name is no longer the locked one, since it was moved, removed or replaced, or its lock was.
+
     Raises:
       InputError: if the folder is taken.
+      OSError: if it can't be locked, such as on a read-only file system.
     """
-    lock = filelock.FileLock(Path(folder) / _store.LOCK, timeout=0, mode=_store.PRIVATE)
+    path, process = Path(folder).absolute() / _store.LOCK, os.getpid()
+    lock = filelock.FileLock(path, timeout=0, mode=_store.PRIVATE)
     try:
         lock.acquire()
     except filelock.Timeout:
@@ -258,7 +266,29 @@ def exclusive(folder: str | os.PathLike[str]) -> Iterator[None]:
             f"expected a folder that no other process runs in; {folder} is in use. Wait for it, "
             "or name another folder."
         ) from None
+    except OSError as error:
+        raise OSError(
+            f"could not lock {folder} ({error.strerror}). Name a folder that can be written to, "
+            f"and where {_store.LOCK} is a file or not there yet."
+        ) from error
+    locked = path.stat()
+
+    def check() -> None:
+        if not path.parent.exists():
+            raise OSError(
+                f"could not save to {folder}: it was moved or removed while in use, and what was "
+                "saved before with it. Put it back, and run the same again to resume."
+            )
+        if not (path.exists() and os.path.samestat(path.stat(), locked)):
+            raise OSError(
+                f"could not save to {folder}: it was replaced, or {_store.LOCK} removed, while in "
+                "use, and another process may be at work there. Look where the folder is that "
+                "was saved to, and run the same again with it to resume."
+            )
+
     try:
-        yield
+        yield check
     finally:
-        lock.release()
+        # a forked child that leaves by here would open the folder to others
+        if os.getpid() == process:
+            lock.release()

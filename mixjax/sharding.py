@@ -1,10 +1,11 @@
 """A mesh whose one axis is the clients'."""
 
+import math
 import os
 
 import jax
 
-from mixjax import _validate
+from mixjax import _cgroups, _validate
 from mixjax.types import CLIENTS
 
 
@@ -28,10 +29,17 @@ def clients_mesh(devices: int | None = None) -> jax.sharding.Mesh:
 
 
 def _cores() -> int:
-    """The cores that this process may use: a scheduler may have given it a few of many."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """The cores that this process may use: a scheduler or container may give it a few of many."""
+    known = hasattr(os, "sched_getaffinity")
+    cores = len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
+    for folder in _cgroups.folders("cpu"):
+        share = _cgroups.numbers(folder / "cpu.max") or _cgroups.numbers(
+            folder / "cpu.cfs_quota_us", folder / "cpu.cfs_period_us"
+        )
+        # microseconds of every so many; -1 for all
+        if share and share[0] > 0:
+            cores = min(cores, math.ceil(share[0] / share[1]))
+    return cores
 
 
 def use_host_devices(count: int | None = None) -> None:

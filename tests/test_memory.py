@@ -14,7 +14,7 @@ import pytest
 from helpers import single
 
 import mixjax as mx
-from mixjax import _memory
+from mixjax import _cgroups, _memory
 
 PARAMS = single({"a": {"w": jnp.ones((8, 8))}, "b": {"w": jnp.ones(64)}})
 MODEL = 2 * 64 * 4
@@ -131,7 +131,7 @@ def test_what_is_asked_for_is_what_the_compiled_program_takes(
 
 
 def test_the_limit_of_a_container_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(_memory, "CGROUPS", tmp_path)
+    monkeypatch.setattr(_cgroups, "CGROUPS", tmp_path)
     host = _memory.total_bytes()
     assert host is not None
     assert host > 2**28
@@ -144,8 +144,8 @@ def test_the_limit_of_a_container_counts(monkeypatch: pytest.MonkeyPatch, tmp_pa
 def test_the_limit_of_the_jobs_own_group_and_of_those_above_counts(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(_memory, "CGROUPS", tmp_path)
-    monkeypatch.setattr(_memory, "OWN_CGROUP", tmp_path / "cgroup")
+    monkeypatch.setattr(_cgroups, "CGROUPS", tmp_path)
+    monkeypatch.setattr(_cgroups, "OWN_CGROUP", tmp_path / "cgroup")
     job = tmp_path / "slurm" / "job_7"
     job.mkdir(parents=True)
     (tmp_path / "cgroup").write_text("0::/slurm/job_7\n")

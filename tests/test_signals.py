@@ -1,5 +1,7 @@
 """What a run does when it is told to stop, and what it leaves behind in the process."""
 
+import errno
+import io
 import os
 import signal
 import subprocess
@@ -127,6 +129,27 @@ def test_a_signal_in_the_last_segment_saves_and_leaves(
     assert left.value.code == 128 + signal.SIGTERM
     assert "stopped after round 10 of 10" in capsys.readouterr().err
     assert mx.checkpoint.latest(tmp_path) == 10
+
+
+class Unread(io.StringIO):
+    """What is left of a pipe whose reader has gone."""
+
+    def write(self, text: str) -> int:
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+
+@pytest.mark.usefixtures("heard")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_is_heard_where_nobody_reads_what_is_said(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C stops `run 2>&1 | tee log` and its tee alike."""
+    monkeypatch.setattr(sys, "stderr", Unread())
+    advance = eager(counting([number], 4))
+    with pytest.raises(SystemExit) as left:
+        mx.checkpoint.run_segments(tmp_path, KEY, advance, np.int32(0), 10, every=2)
+    assert left.value.code == 128 + number
+    assert mx.checkpoint.latest(tmp_path) == 6
 
 
 @pytest.mark.usefixtures("heard")

@@ -1,11 +1,9 @@
-"""At least 50 kills, at random moments and amid writes and renames: nothing lost or doubled."""
+"""Kills of a checkpointed run, at random moments and amid writes: nothing lost or doubled."""
 
 import random
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,44 +11,19 @@ import pytest
 from helpers import assert_equal
 
 import mixjax as mx
+from tests.faults.conftest import Live
 
-KILLS = 26
-"""For each of the two tests."""
-
-Live = Callable[..., int]
-
-
-@pytest.fixture(scope="module")
-def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
-    """Starts a child on a folder and returns its exit code."""
-    cache = tmp_path_factory.mktemp("cache")
-    with subprocess.Popen(
-        [sys.executable, "-m", "tests.faults.nursery", str(cache)],
-        cwd=Path(__file__).parents[2],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as nursery:
-        assert nursery.stdin is not None
-        assert nursery.stdout is not None
-        into, out = nursery.stdin, nursery.stdout
-
-        def start(folder: Path, call: int = 0, seconds: float = 0) -> int:
-            into.write(f"{folder} {call} {seconds}\n")
-            into.flush()
-            return int(out.readline())
-
-        yield start
-        into.close()
+KILLS = 10
+"""For each of the two tests; with those of evaluations, sixty."""
 
 
 @pytest.fixture(scope="module")
 def clean(live: Live, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[np.ndarray], float]:
     """The result of a run that nobody killed, and the seconds that another takes."""
     folder = tmp_path_factory.mktemp("clean")
-    assert live(folder / "run") == 0
+    assert live("run", folder / "run")[0] == 0
     started = time.perf_counter()
-    assert live(folder / "again") == 0
+    assert live("run", folder / "again")[0] == 0
     seconds = time.perf_counter() - started
     assert_equal(result(folder / "run"), result(folder / "again"))
     return result(folder / "run"), seconds
@@ -69,10 +42,10 @@ def survive(
     while kills < KILLS:
         run = folder / f"run{runs}"
         runs += 1
-        assert runs <= KILLS, "the runs end before they can be killed"
+        assert runs <= 4 * KILLS, "the runs end before they can be killed"
         done = 0
         for life in range(100):
-            code = live(run, **(draw() if life < 99 else {}))
+            code, _ = live("run", run, **(draw() if life < 99 else {}))
             assert code in (0, -signal.SIGKILL)
             if code == 0:
                 break
@@ -100,5 +73,5 @@ def test_kills_at_random_moments(
 ) -> None:
     rng = random.Random(1)
     longest = clean[1]
-    kills = survive(live, clean[0], tmp_path, lambda: {"seconds": rng.uniform(0.3, 1.0) * longest})
+    kills = survive(live, clean[0], tmp_path, lambda: {"seconds": rng.uniform(0.3, 0.8) * longest})
     assert kills >= KILLS

@@ -127,7 +127,8 @@ def server(plan: Plan, split: training.Split, records: Any) -> Attack:
             alone, places = tracks.follow(alone_key, alone, rows, seen.active)
             unit_slots = places[:, 0]
         lengths = sim.direction_squared_norms(probe.references, plan.units)
-        cosines = sim.unit_cosine(sim.Statistics(*terms, lengths))[:, plan.largest]
+        dots, squares = terms
+        cosines = sim.unit_cosine(sim.Statistics(dots, squares, lengths))[:, plan.largest]
 
         def losses(updates: Any, records: Any) -> Any:
             return jax.vmap(
@@ -244,7 +245,7 @@ def figures_of(
     plan: Plan,
     truth: np.ndarray,
     record_owners: np.ndarray,
-    found: Seen,
+    found: Any,
     origins: np.ndarray,
     active: np.ndarray,
     accuracies: np.ndarray,

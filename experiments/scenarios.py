@@ -139,9 +139,7 @@ def defences(task: Task, classes: int) -> list[Scenario]:
         ("leaves", "leaf"),
         ("neurons", "neurons"),
         ("64 chunks", mx.units.chunks(64)),
-        ("64 random groups", Groups(64)),
         ("512 random groups", Groups(512)),
-        ("4,096 random groups", Groups(4096)),
     )
     low, middle = task.noise[0], task.noise[1]
     return [

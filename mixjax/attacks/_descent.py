@@ -13,6 +13,8 @@ import scipy.optimize
 # floors of an equation's residual, as shares of its spread: equations that hold come to count most
 SHARES = (1.0, 0.3, 0.1, 0.03, 0.01)
 SWEEPS, STARTS = 4, 4
+# of more units the couplings are many, and other starts have found nothing else
+FEW_UNITS = 64
 TINY = np.finfo(float).tiny
 
 
@@ -136,7 +138,7 @@ def _best_order(system: System) -> np.ndarray:
     coupled = np.square(system.parts).mean(axis=1) @ np.where(
         whole > 0, 1 / np.maximum(whole, TINY), 0
     )
-    firsts = np.argsort(-coupled)[:STARTS]
+    firsts = np.argsort(-coupled)[: STARTS if len(coupled) <= FEW_UNITS else 1]
     orders = [_descend(system, _greedy(system, first)) for first in firsts.tolist()]
 
     def loss(order: np.ndarray) -> float:

@@ -88,6 +88,15 @@ def check_same_model(tree: Any, other: Any, what: str, other_what: str) -> None:
             )
 
 
+def check_updates_of(params: Any, updates: Any) -> int:
+    """The number of updates, each of the model `params`."""
+    clients = check_client_axis(updates)
+    _validate.check_arrays(params, "params")
+    stacked = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape), leaf.dtype), params)
+    check_same_model(stacked, updates, "params", "updates")
+    return clients
+
+
 def check_units(units: Any) -> None:
     if not getattr(units, "names", ()) or not hasattr(units, "labels"):
         raise _validate.InputError(

@@ -125,10 +125,18 @@ EXAMPLES_OF: list[Any] = [
 # a model of another structure fails in the user's own loss function
 MODELS: list[Any] = [None, {}, 0, "model", {"a": "text"}, {"a": 1.0}, {"a": np.array(["a"])}]
 
+RECORDS_OF: list[Any] = [
+    None, {}, 0, "records", {"x": "text"}, {"x": 1.0}, {"x": np.float32(1)},
+    {"x": np.ones((0, 2), np.float32)}, {"x": np.array([["a", "b"]] * 3)},
+    {"x": np.ones((3, 2), np.float32), "y": np.ones(2, np.float32)},
+    {"x": np.full((3, 2), np.nan, np.float32)}, {"x": np.ones((1, 2), np.float32)},
+]  # fmt: skip
+
 KINDS: dict[str, list[Any]] = {
     "key": KEYS, "scalar": SCALARS, "rows": ROWS_OF, "tree": TREES, "cohort": COHORTS,
     "origins": MATRICES, "function": FUNCTIONS, "choice": CHOICES, "units": UNITS_OF,
     "statistics": STATISTICS_OF, "scores": SCORES_OF, "examples": EXAMPLES_OF, "model": MODELS,
+    "records": RECORDS_OF,
 }  # fmt: skip
 
 
@@ -274,6 +282,13 @@ CALLS: dict[str, Call] = {
     ),
     "sim.passive": Call(mx.attacks.sim.passive, {"auxiliary": ("cohort", AUXILIARY)}),
     "sim.active": Call(mx.attacks.sim.active, {"auxiliary": ("cohort", AUXILIARY)}),
+    "source.record_losses": Call(
+        lambda key, loss, params, updates, records, chunk_size: mx.attacks.source.record_losses(
+            key, loss, params, updates, records, chunk_size=chunk_size
+        ),
+        {"key": key, "loss": ("function", loss_fn), "params": ("model", MODEL), "updates": tree,
+         "records": ("records", {"x": np.ones((3, 2), np.float32)}), "chunk_size": whole(2)},
+    ),
     "evaluation.guesses": Call(mx.evaluation.guesses, {"scores": scores}),
     "evaluation.attribution": Call(
         mx.evaluation.attribution, {"guesses": rows, "truth": rows, "active": active}

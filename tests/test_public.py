@@ -49,6 +49,7 @@ DEFINED = {
     "attacks.membership": "scores unit_scores",
     "attacks.sim": "Statistics Terms active circumcenter cosine direction_squared_norms directions "
     "measure mix_statistics observe passive scores statistics unit_cosine",
+    "attacks.source": "record_losses",
     "attacks.tracks": "Followed Tracks attack directions follow repair",
     "attacks.unmix": "Assembly assemble attack",
     "checkpoint": "check_config conditions exclusive latest restore run run_segments",

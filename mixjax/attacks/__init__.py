@@ -4,9 +4,20 @@ from mixjax.attacks import channels as channels
 from mixjax.attacks import couplings as couplings
 from mixjax.attacks import membership as membership
 from mixjax.attacks import sim as sim
+from mixjax.attacks import source as source
 from mixjax.attacks import tracks as tracks
 from mixjax.attacks import unmix as unmix
 from mixjax.attacks.base import Attack as Attack
 from mixjax.attacks.base import Probe as Probe
 
-__all__ = ["Attack", "Probe", "channels", "couplings", "membership", "sim", "tracks", "unmix"]
+__all__ = [
+    "Attack",
+    "Probe",
+    "channels",
+    "couplings",
+    "membership",
+    "sim",
+    "source",
+    "tracks",
+    "unmix",
+]

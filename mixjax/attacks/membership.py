@@ -136,10 +136,7 @@ def _scores(
 
 def _check_candidates(params: Any, updates: Any, examples: Any) -> int:
     """The number of slots of `updates`, for each of which `examples` holds candidate records."""
-    clients = _axes.check_client_axis(updates)
-    _validate.check_arrays(params, "params")
-    stacked = jax.eval_shape(lambda: jax.tree.map(lambda leaf: leaf[None], params))
-    _axes.check_same_model(stacked, updates, "params", "updates")
+    clients = _axes.check_updates_of(params, updates)
     slots = _axes.check_client_axis(examples, "the candidate records")
     if slots != clients:
         raise _validate.InputError(

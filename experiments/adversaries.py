@@ -94,9 +94,7 @@ def server(plan: Plan, split: training.Split, records: Any) -> Attack:
 
     def init(params: Any, units: mx.units.Units, clients: int) -> Any:
         assert join.init is not None
-        alone = tracks.Tracks(
-            jnp.zeros((clients, 1, 3, 256), jnp.float32), jnp.zeros((clients, 1), jnp.int32)
-        )
+        alone = tracks.start(clients, 1, last=3, width=256)
         return join.init(params, units, clients), alone
 
     def prepare(key: Any, memory: Any, params: Any, local: Any) -> Probe:
@@ -130,13 +128,9 @@ def server(plan: Plan, split: training.Split, records: Any) -> Attack:
         dots, squares = terms
         cosines = sim.unit_cosine(sim.Statistics(dots, squares, lengths))[:, plan.largest]
 
-        def losses(updates: Any, records: Any) -> Any:
-            return jax.vmap(
-                lambda update: loss_fn(
-                    jax.tree.map(jnp.add, probe.params, update), records, source_key
-                )
-            )(updates)
-
+        losses = functools.partial(
+            mx.attacks.source.record_losses, source_key, loss_fn, probe.params
+        )
         joined = mx.mixing.apply(slots, seen.updates, plan.units)
         result = Seen(
             slots,

@@ -337,7 +337,8 @@ def table(summary: dict[str, Any]) -> rich.table.Table:
         caption=results.planted_note(summary)
         + (
             "Percent, mean over seeds and 95 % interval. Attribution: is the guess for a slot its "
-            "participant's attribute? Layers: the best single layer, judged for its owner."
+            "participant's attribute? Adaptive: for a pseudonym its owner's? Layers: the best "
+            "single layer, judged for its owner."
         ),
     )
     for column, justify in (

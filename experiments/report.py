@@ -117,8 +117,8 @@ def claims(finished: list[tuple[Entry, dict[str, Any]]]) -> str:
                     max(abs(gap["low"]), abs(gap["high"])) * 100 <= SAME,
                 )
             )
-        # the abstract's two, whatever else is compared
-        for attack in ("passive", "active"):
+        # the abstract's two and the one that undoes mixing, whatever else is compared
+        for attack in ("passive", "adaptive", "active"):
             seen = cases.get(Case("none", attack))
             if seen is not None:
                 accumulated = seen["attribution_accumulated"]
@@ -154,7 +154,8 @@ def claims(finished: list[tuple[Entry, dict[str, Any]]]) -> str:
 
 CAVEAT = """A shuffle of whole updates, which mixes nothing, brings attribution down as far as MixNN
 does (the control in every table): it breaks the link between slot and participant. What mixing
-adds is that no forwarded update is one person's."""
+adds, that no forwarded update is one person's, an adaptive server takes away: it joins the layers
+of each person and follows them from round to round; see [adversaries](adversaries.md)."""
 
 
 def noise_claims(
@@ -223,8 +224,8 @@ def section(entry: Entry, summary: dict[str, Any], figures: Path) -> str:
 
 COMMENT = """What a single layer tells of its owner no permutation changes: the columns differ only
 where training does. So the server still learns which layers come from somebody with the
-attribute, and how many such people there are. Which layers belong to one person an adaptive server
-finds out too: see [adversaries](adversaries.md)."""
+attribute, and how many such people there are. Attribution of the adaptive server is judged for the
+owners of its pseudonyms: whom it recognises again, not by which name."""
 
 
 def table(summary: dict[str, Any]) -> str:

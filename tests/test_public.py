@@ -50,7 +50,7 @@ DEFINED = {
     "attacks.sim": "Statistics Terms active circumcenter cosine direction_squared_norms directions "
     "measure mix_statistics observe passive scores statistics unit_cosine",
     "attacks.source": "record_losses",
-    "attacks.tracks": "Followed Tracks attack directions follow repair",
+    "attacks.tracks": "Followed Tracks attack directions follow repair start",
     "attacks.unmix": "Assembly assemble attack",
     "checkpoint": "check_config conditions exclusive latest restore run run_segments",
     "client": "LocalResult LocalTraining LossFn check_result couples_examples local_training "

@@ -79,6 +79,22 @@ def test_pseudonyms_stay_with_their_people(each_unit: bool) -> None:
         assert np.mean(owners(records)[1:] == owners(records)[0]) < 0.9
 
 
+def test_a_large_layer_of_noise_does_not_drown_a_small_telling_one() -> None:
+    rng = np.random.default_rng(0)
+    own = rng.normal(size=(CLIENTS, 16))
+    found = tracks.start(CLIENTS, 2, 3, 16)
+    names = []
+    for number in range(ROUNDS):
+        telling = own + 0.5 * rng.normal(size=own.shape)
+        rows = np.stack([telling, 100 * rng.normal(size=own.shape)], axis=1).astype(np.float32)
+        order = rng.permutation(CLIENTS)
+        key = jax.random.fold_in(KEY, number)
+        everybody = jnp.ones(CLIENTS, bool)
+        found, slots = tracks.follow(key, found, jnp.asarray(rows[order]), everybody)
+        names.append(order[np.asarray(slots)[:, 0]])
+    np.testing.assert_array_equal(names, np.broadcast_to(names[0], np.shape(names)))
+
+
 def test_equal_people_are_followed_no_better_than_by_chance() -> None:
     def same(key: Any, params: Any, data: Any) -> Any:
         return mx.client.LocalResult(jax.tree.map(jnp.ones_like, params), jnp.float32(0))

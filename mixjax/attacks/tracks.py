@@ -2,8 +2,9 @@
 
 A proxy changes slots every round. But people differ, in the same way each time: what an update
 has beyond the mean of its round resembles what the same person's had before. The server remembers
-a sketch of each pseudonym's last updates and joins the next round's by cosine, one to one. It
-needs nobody's data. What stays unknown is the name behind a pseudonym.
+a sketch of each pseudonym's last updates and joins the next round's by cosine, one to one: by the
+mean over units, so that a large layer full of noise does not drown a small telling one. It needs
+nobody's data. What stays unknown is the name behind a pseudonym.
 Source: after the fingerprint attack on shuffled gradients, arXiv:2310.05960; sketches of updates
 without their mean are our reading.
 """
@@ -24,15 +25,15 @@ from mixjax.types import Active, Memory, Params, PRNGKey
 
 
 class Tracks(NamedTuple):
-    """What is remembered of each pseudonym; parts are units, or one part the whole update.
+    """What is remembered of each pseudonym.
 
     Attributes:
-      seen: unit-length sketches without the round's mean, of its last appearances.
-      times: how many of them there are.
+      seen: sketches of its units at length one without the round's mean, of its last appearances.
+      times: how often each unit appeared.
     """
 
-    seen: Float[Array, "pseudonyms parts last width"]
-    times: Int[Array, "pseudonyms parts"]
+    seen: Float[Array, "pseudonyms units last width"]
+    times: Int[Array, "pseudonyms units"]
 
 
 class Followed(NamedTuple):
@@ -54,7 +55,7 @@ def attack(
     each_unit: bool = False,
     width: int = 256,
     last: int = 3,
-    newcomer: float = 0.1,
+    newcomer: float = 0.3,
     seed: int = 0,
 ) -> Attack:
     """The server that follows updates from round to round; its findings are `Followed`.
@@ -70,7 +71,7 @@ def attack(
       then: what looks at the updates in their new order, by its measure.
       each_unit: whether to follow units on their own and not whole updates: a row then holds
         units of different people, each of them always the same one's.
-      width: of the sketches; see `measures.sketch`. A server remembers clients * parts * last *
+      width: of the sketches; see `measures.sketch`. A server remembers clients * units * last *
         width numbers, and a round measures clients * units * width.
       last: how many appearances of each pseudonym are remembered.
       newcomer: the cosine that a pseudonym not yet seen counts for; only matters where people
@@ -85,11 +86,7 @@ def attack(
     inner = _then.part(then)
 
     def init(params: Params, units: units_lib.Units, clients: int) -> tuple[Tracks, Memory]:
-        parts = len(units.names) if each_unit else 1
-        seen = jnp.zeros((clients, parts, last, width), jnp.float32)
-        return Tracks(seen, jnp.zeros((clients, parts), jnp.int32)), inner.init(
-            params, units, clients
-        )
+        return start(clients, len(units.names), last, width), inner.init(params, units, clients)
 
     def prepare(key: PRNGKey, memory: Any, params: Params, local: Any) -> Probe:
         return inner.prepare(key, memory[1], params, local)
@@ -103,11 +100,10 @@ def attack(
     ) -> tuple[Any, Followed]:
         tracks, own = memory
         own_key, then_key = jax.random.split(key)
-        sketches, rest = observation.measures
-        units = sketches.shape[1]
-        rows = sketches if each_unit else jnp.sum(sketches, axis=1, keepdims=True)
-        tracks, slots = follow(own_key, tracks, rows, observation.active, newcomer=newcomer)
-        slots = jnp.broadcast_to(slots, (slots.shape[0], units))
+        rows, rest = observation.measures
+        tracks, slots = follow(
+            own_key, tracks, rows, observation.active, each_unit=each_unit, newcomer=newcomer
+        )
         own, findings = inner.observe(
             then_key, own, probe, _then.reordered(slots, observation, rest)
         )
@@ -116,36 +112,44 @@ def attack(
     return Attack(init, prepare, measure, observe)
 
 
+def start(clients: int, units: int, last: int, width: int) -> Tracks:
+    """The memory before the first round; see `attack`."""
+    seen = jnp.zeros((clients, units, last, width), jnp.float32)
+    return Tracks(seen, jnp.zeros((clients, units), jnp.int32))
+
+
 def follow(
     key: PRNGKey,
     tracks: Tracks,
-    rows: Float[Array, "clients parts width"],
+    rows: Float[Array, "clients units width"],
     active: Active,
     *,
-    newcomer: float = 0.1,
-) -> tuple[Tracks, Int[Array, "pseudonyms parts"]]:
-    """Join one round's rows to the tracks, part by part.
+    each_unit: bool = False,
+    newcomer: float = 0.3,
+) -> tuple[Tracks, Int[Array, "pseudonyms units"]]:
+    """Join one round's rows to the tracks.
 
     Args:
       key: breaks ties.
       tracks: the rounds before.
       rows: sketches, slot by slot.
       active: whose rows were forwarded.
+      each_unit: see `attack`.
       newcomer: see `attack`.
 
     Returns:
-      The tracks with this round, and the slot of each pseudonym.
+      The tracks with this round, and the slot of each pseudonym's units.
     """
     last = tracks.seen.shape[2]
     rows = directions(rows, active)
     known = jnp.minimum(tracks.times, last)
-    # rows that are not filled are zero
+    # places that are not filled yet are zero
     mean = jnp.sum(tracks.seen, axis=2) / jnp.maximum(known, 1)[..., None].astype(jnp.float32)
-    likeness = jnp.einsum("tpw,spw->pts", mean, rows, precision=jax.lax.Precision.HIGHEST)
+    likeness = _likeness(mean, rows)
     gain = jnp.where((known > 0).T[:, :, None], likeness, jnp.float32(newcomer))
     # slots that are empty go to whoever is left
     gain = jnp.where(active[None, None], gain, 0.0)
-    slots = jax.vmap(assign)(jax.random.split(key, rows.shape[1]), gain).T
+    slots = _assigned(key, gain, each_unit)
     now = jnp.take_along_axis(rows, slots[..., None], axis=0)
     found = active[slots]
     newest = jnp.concatenate([now[:, :, None], tracks.seen[:, :, :-1]], axis=2)
@@ -153,14 +157,28 @@ def follow(
     return Tracks(seen, tracks.times + found.astype(jnp.int32)), slots
 
 
+def _likeness(mean: Array, rows: Array) -> Float[Array, "units pseudonyms slots"]:
+    return jnp.einsum("tuw,suw->uts", mean, rows, precision=jax.lax.Precision.HIGHEST)
+
+
+def _assigned(key: PRNGKey, gain: Array, each_unit: bool) -> Int[Array, "pseudonyms units"]:
+    """The slot of each pseudonym's units, one to one, for whole rows by the mean over units."""
+    units = gain.shape[0]
+    if not each_unit:
+        gain = jnp.mean(gain, axis=0, keepdims=True)
+    slots = jax.vmap(assign)(jax.random.split(key, gain.shape[0]), gain).T
+    return jnp.broadcast_to(slots, (slots.shape[0], units))
+
+
 def repair(
     key: PRNGKey,
-    rows: Float[Array, "rounds clients parts width"],
+    rows: Float[Array, "rounds clients units width"],
     active: Bool[Array, "rounds clients"],
-    slots: Int[Array, "rounds pseudonyms parts"],
+    slots: Int[Array, "rounds pseudonyms units"],
     *,
+    each_unit: bool = False,
     sweeps: int = 3,
-) -> Int[Array, "rounds pseudonyms parts"]:
+) -> Int[Array, "rounds pseudonyms units"]:
     """The tracks of a finished run, each round joined anew to all others, earlier and later ones.
 
     Coordinate ascent on the sum of cosines between all rounds of a pseudonym: it never falls. The
@@ -168,15 +186,15 @@ def repair(
 
     Args:
       key: breaks ties.
-      rows: sketches, slot by slot; for whole updates one part, the sum over units.
+      rows: sketches, slot by slot.
       active: whose rows were forwarded.
       slots: of the tracks to repair, as `follow` found them.
+      each_unit: as they were found.
       sweeps: how often each round is joined.
     """
     _validate.check_positive(sweeps, "sweeps", integer=True)
     rows = jax.vmap(directions)(rows, active)
-    rounds = rows.shape[0]
-    where = jnp.arange(rounds)
+    rounds = jnp.arange(rows.shape[0])
 
     def aligned(number: Array, slots: Array) -> Array:
         return jnp.take_along_axis(rows[number], slots[number][..., None], axis=0)
@@ -185,20 +203,19 @@ def repair(
         slots, total = carry
         number, key = step
         others = total - aligned(number, slots)
-        gain = jnp.einsum("tpw,spw->pts", others, rows[number], precision=jax.lax.Precision.HIGHEST)
-        found = jax.vmap(assign)(jax.random.split(key, gain.shape[0]), gain).T
+        found = _assigned(key, _likeness(others, rows[number]), each_unit)
         slots = slots.at[number].set(found.astype(slots.dtype))
         return (slots, others + aligned(number, slots)), None
 
-    total = jnp.sum(jax.vmap(aligned, (0, None))(where, slots), axis=0)
-    steps = (jnp.tile(where, sweeps), jax.random.split(key, sweeps * rounds))
+    total = jnp.sum(jax.vmap(aligned, (0, None))(rounds, slots), axis=0)
+    steps = (jnp.tile(rounds, sweeps), jax.random.split(key, sweeps * len(rounds)))
     (slots, _), _ = jax.lax.scan(one, (slots, total), steps)
     return slots
 
 
 def directions(
-    rows: Float[Array, "clients parts width"], active: Active
-) -> Float[Array, "clients parts width"]:
+    rows: Float[Array, "clients units width"], active: Active
+) -> Float[Array, "clients units width"]:
     """The rows without the mean of the active ones, at unit length; zero for the others."""
     rows, weight = rows.astype(jnp.float32), active[:, None, None].astype(jnp.float32)
     mean = jnp.sum(rows * weight, axis=0, keepdims=True) / jnp.maximum(jnp.sum(weight), 1)

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 else:
     StudyName = tyro.extras.literal_type_from_choices(scenarios.STUDIES)
 
+FEW = 4
+"""Seeds below which an interval says nothing."""
 LAST = ("slots", "tracks", "unit")
 """Lists round by round, of which the last counts."""
 COLUMNS = {
@@ -84,7 +86,7 @@ def table(content: dict[str, Any], study: str) -> rich.table.Table:
 def percent(column: np.ndarray) -> str:
     """Mean and half the width of its interval."""
     interval = mx.evaluation.student(column)
-    if interval.n < 2:
+    if interval.n < FEW:
         return f"{100 * interval.mean:.1f}"
     return f"{100 * interval.mean:.1f} ±{50 * (interval.high - interval.low):.1f}"
 

@@ -96,7 +96,7 @@ def _attribution_over_draws(
     def one(key: jax.Array) -> list[jax.Array]:
         scores = _replay(attack, mix, key, start, records)[2][:, : truth.shape[0], -1]
         return [
-            jnp.mean(jnp.argmax(part, axis=-1) == truth, axis=-1, dtype=jnp.float32)
+            jnp.mean(jnp.argmax(part, axis=-1) == truth[None], axis=-1, dtype=jnp.float32)
             for part in (scores, jnp.cumsum(scores, axis=0))
         ]
 

@@ -60,10 +60,10 @@ def looking(graph: channels.Graph, levels: int, undone: Undone) -> Attack:
     join = unmix.attack(graph, follow)
 
     def plain(key: Any, probe: Any, seen: mx.observation.Observation) -> Findings:
-        laws, (_, terms) = seen.measures
+        _, (sketches, terms) = seen.measures
         scores = score.observe(key, probe, seen._replace(measures=terms))
-        own = jnp.arange(laws.shape[0], dtype=jnp.int32)[:, None]
-        return Findings(jnp.broadcast_to(own, laws.shape[:2]), scores)
+        own = jnp.arange(sketches.shape[0], dtype=jnp.int32)[:, None]
+        return Findings(jnp.broadcast_to(own, sketches.shape[:2]), scores)
 
     def followed(key: Any, memory: Any, probe: Any, seen: mx.observation.Observation) -> Any:
         own = seen._replace(measures=seen.measures[1])

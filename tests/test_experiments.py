@@ -19,7 +19,6 @@ from experiments import (
     report,
     results,
     tasks,
-    unmix,
 )
 from experiments.conditions import Case
 
@@ -194,12 +193,3 @@ def test_membership_is_judged_behind_each_defence(tmp_path: Path) -> None:
         for interval in measures.values():
             assert set(interval) == INTERVAL
             assert 0 <= interval["low"] <= interval["mean"] <= interval["high"] <= 1
-
-
-def test_unmixing_joins_real_updates_and_says_so(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    unmix.main(unmix.Config(seeds=1, rounds=2, out=tmp_path))
-    (seed,) = json.loads((tmp_path / "unmix.json").read_text())["seeds"]
-    assert seed["exact"] == seed["joined"] == [1, 1]
-    assert "whole updates joined exactly" in capsys.readouterr().out

@@ -326,6 +326,7 @@ def main(config: Config) -> None:
                 results.write_json(out / "adversaries.json", content)
             jax.clear_caches()
         console.print(curves.table(content, study))
+        results.write_text(out / f"{study}.md", curves.markdown(content, study) + "\n")
         if study != "defences":
             curves.draw(content, study, out / f"{study}.png")
 

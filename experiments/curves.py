@@ -83,6 +83,30 @@ def table(content: dict[str, Any], study: str) -> rich.table.Table:
     return grid
 
 
+def markdown(content: dict[str, Any], study: str) -> str:
+    """The table for a page."""
+    rows = content["studies"][study]
+    lines = [
+        f"| {' | '.join(['', *COLUMNS.values(), 'ε'])} |",
+        "|---|" + "---|" * (len(COLUMNS) + 1),
+    ]
+    for label, seeds in rows.items():
+        cells = [percent(values(seeds, name)) for name in COLUMNS]
+        epsilon = seeds[0]["epsilon"]
+        lines.append(
+            f"| {' | '.join([label, *cells, '∞' if epsilon is None else f'{epsilon:.2g}'])} |"
+        )
+    mixed = [seed for seeds in rows.values() for seed in seeds if seed["chance_exact"] < 1]
+    chance = {
+        name: np.mean([seed[f"chance_{name}"] for seed in mixed]) for name in ("purity", "source")
+    }
+    attribute = np.mean([seed["chance"] for seeds in rows.values() for seed in seeds])
+    cells = ["", *[f"{100 * attribute:.0f}"] * 3, "0"]
+    cells += [f"{100 * value:.0f}" for value in chance.values()]
+    lines.append(f"| *chance behind MixNN* | {' | '.join([*cells, ''])} |")
+    return "\n".join(lines)
+
+
 def percent(column: np.ndarray) -> str:
     """Mean and half the width of its interval."""
     interval = mx.evaluation.student(column)

@@ -124,10 +124,10 @@ class Scenario(NamedTuple):
             return mx.participation.everyone()
         return mx.participation.uniform(max(2, round(self.share * people)))
 
-    def epsilon(self, task: Task, rounds: int, delta: float) -> float:
-        """What the noise guarantees over all rounds; infinite without."""
+    def epsilon(self, task: Task, rounds: int, delta: float) -> float | None:
+        """What the noise guarantees each client over all rounds; None without."""
         if not self.sigma:
-            return float("inf")
+            return None
         multiplier = mx.accounting.noise_multiplier(self.sigma, task.clip_norm)
         return float(mx.accounting.gaussian_epsilon(multiplier, rounds, delta))
 

@@ -81,7 +81,7 @@ def test_every_study_has_scenarios_of_its_own_that_make_sense(study: str) -> Non
         scenario.optimizer(task)
         scenario.participation(14)
         assert scenario.defence(task).mix is not None
-        assert (scenario.epsilon(task, 10, 1e-5) < np.inf) == (scenario.sigma > 0)
+        assert (scenario.epsilon(task, 10, 1e-5) is None) == (scenario.sigma == 0)
 
 
 def test_more_people_are_dealt_halves_and_fewer_are_chosen() -> None:

@@ -46,7 +46,7 @@ DEFINED = {
     "attacks": "",
     "attacks.base": "Attack Init Measure Observe Prepare Probe check",
     "attacks.channels": "Graph Hidden Norm Role asymmetry of_pairs rescaled trace",
-    "attacks.couplings": "Couplings equations laws measure shared",
+    "attacks.couplings": "Couplings equations laws lengths measure shared",
     "attacks.membership": "scores unit_scores",
     "attacks.sim": "Statistics Terms active circumcenter cosine direction_squared_norms directions "
     "measure mix_statistics observe passive scores statistics unit_cosine",

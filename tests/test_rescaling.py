@@ -5,12 +5,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import mixjax as mx
-from mixjax.attacks import channels
+from mixjax.attacks import channels, couplings, unmix
 from tests.helpers import assert_close, assert_equal, flat
-from tests.test_unmix import MODELS, setting, updates_of
+from tests.test_unmix import CLIENTS, MODELS, setting, updates_of
 
 EMPTY = jax.tree.map(lambda leaf: leaf[0], mx.data.stack([np.zeros((1, 1), np.float32)]))
 
@@ -133,8 +134,6 @@ def people(inputs: Any) -> mx.data.ClientData:
 
 
 def training(name: str) -> mx.client.LocalTraining:
-    import optax
-
     loss = mx.models.cross_entropy(setting(name)[0])
     return mx.client.local_training(loss, optax.sgd(0.02, momentum=0.9), batch_size=8)
 
@@ -149,6 +148,92 @@ def test_a_wrapped_client_trains_as_it_did() -> None:
     )
     other = mx.rescaling.at_random(training("mlp"), graph, bound=0.5)(key, params, data)
     assert other.loss == plain.loss
+
+
+def rescaled_cohort(name: str, bound: float) -> tuple[Any, Any]:
+    """Everybody's own update, and what they send at random."""
+    _, params, graph, _ = setting(name)
+    own = updates_of(name, 0.02, 3)
+
+    def one(key: Any, update: Any) -> Any:
+        local = mx.rescaling.at_random(
+            lambda key, params, data: mx.client.LocalResult(update, jnp.float32(0)),
+            graph,
+            bound=bound,
+        )
+        return local(key, params, EMPTY).update
+
+    return own, jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(8), CLIENTS), own)
+
+
+@pytest.mark.parametrize("bound", [0.01, 0.4, 3.0])
+def test_lengths_change_by_the_scale_of_the_channel(bound: float) -> None:
+    _, params, graph, _ = setting("mlp")
+    units = mx.units.partition(params, "leaf")
+    measure = jax.vmap(lambda update: couplings.lengths(graph, params, units, update))
+    before, after = map(measure, rescaled_cohort("mlp", bound))
+    fed, read = (np.subtract(*pair) for pair in zip(after, before, strict=True))
+    # of the last channels: their bias is scaled by them alone, and so is what reads them
+    last = slice(-graph.hidden[-1].size, None)
+    bias, kernel = (units.names.index(name) for name in ("Dense_1/bias", "Dense_2/kernel"))
+    scale = fed[:, bias, last]
+    assert 0.8 * bound < np.abs(scale).max() < bound * (1 + 1e-4)
+    np.testing.assert_allclose(read[:, kernel, last], -scale, atol=2e-6)
+    np.testing.assert_array_equal(np.delete(read[..., last], kernel, axis=1), 0)
+
+
+# six channels of a first layer say too little at 0.3
+@pytest.mark.parametrize(
+    ("name", "bound"), [("mlp", 0.3), ("mlp", 1.0), ("sensors", 1.0), ("sensors", 3.0)]
+)
+def test_a_gauge_at_random_is_a_watermark(name: str, bound: float) -> None:
+    exact = joined(name, rescaled_cohort(name, bound)[1], gauge=bound / np.sqrt(3))
+    assert exact == 1
+
+
+@pytest.mark.parametrize("name", ["mlp", "sensors"])
+def test_the_law_alone_is_blind_to_it(name: str) -> None:
+    assert joined(name, rescaled_cohort(name, 0.3)[1], gauge=None) < 0.4
+
+
+@pytest.mark.parametrize("name", ["mlp", "sensors"])
+def test_a_part_of_the_way_back_leaves_lengths_alike(name: str) -> None:
+    _, params, graph, _ = setting(name)
+
+    def one(update: Any) -> Any:
+        local = mx.rescaling.to_received(
+            lambda key, params, data: mx.client.LocalResult(update, jnp.float32(0)),
+            graph,
+            strength=0.5,
+        )
+        return local(jax.random.key(0), params, EMPTY).update
+
+    updates = jax.jit(jax.vmap(one))(updates_of(name, 0.02, 3))
+    assert joined(name, updates, gauge=0.0) == 1
+
+
+def joined(name: str, updates: Any, gauge: float | None) -> float:
+    """The share of whole updates that one round's server joins."""
+    _, params, graph, _ = setting(name)
+    units = mx.units.partition(params)
+    active = np.arange(CLIENTS) != 2
+    origins = mx.mixing.full_round()(jax.random.key(3), jnp.asarray(active), len(units.names))
+    mixed = mx.mixing.apply(origins, updates, units)
+    assembly = unmix.assemble(
+        jax.random.key(4), params, mixed, graph, active=jnp.asarray(active), gauge=gauge
+    )
+    return float(mx.evaluation.exact_assemblies(assembly.slots, origins, active))
+
+
+def test_a_federation_that_rescales_is_unmixed_round_by_round() -> None:
+    _, params, graph, inputs = setting("mlp")
+    local = mx.rescaling.at_random(training("mlp"), graph, bound=0.3)
+    attack = unmix.attack(graph, gauge=0.3 / np.sqrt(3))
+    fed = mx.federation.fedavg(local, defence=mx.defences.mixnn(), attack=attack)
+    start = fed.init(params, clients=CLIENTS)
+    _, records = mx.federation.run(jax.random.key(1), fed, start, people(inputs), 3)
+    exact = mx.evaluation.exact_assemblies(records.findings.slots, records.truth.origins)
+    np.testing.assert_array_equal(exact, 1)
 
 
 def test_channels_without_weights_stay() -> None:
@@ -168,6 +253,7 @@ def test_channels_without_weights_stay() -> None:
         (lambda g: mx.rescaling.to_received(training("mlp"), g, bound=-1), "bound to be at least"),
         (lambda g: mx.rescaling.to_received(training("mlp"), g, strength=1.2), "strength"),
         (lambda g: mx.rescaling.to_received(None, g), "expected local training"),
+        (lambda g: unmix.attack(g, gauge=-1.0), "gauge to be at least"),
         (lambda g: mx.rescaling.at_random(training("mlp"), "all", bound=0.1), "expected a graph"),
     ],
 )

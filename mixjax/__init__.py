@@ -18,6 +18,7 @@ from mixjax import observation as observation
 from mixjax import ops as ops
 from mixjax import participation as participation
 from mixjax import records as records
+from mixjax import rescaling as rescaling
 from mixjax import rounds as rounds
 from mixjax import sharding as sharding
 from mixjax import types as types
@@ -58,6 +59,7 @@ __all__ = [
     "ops",
     "participation",
     "records",
+    "rescaling",
     "rounds",
     "sharding",
     "types",

@@ -31,6 +31,7 @@ PUBLIC = [
     "ops",
     "participation",
     "records",
+    "rescaling",
     "rounds",
     "sharding",
     "types",
@@ -44,8 +45,8 @@ DEFINED = {
     "scale trimmed_mean",
     "attacks": "",
     "attacks.base": "Attack Init Measure Observe Prepare Probe check",
-    "attacks.channels": "Graph Hidden Norm Role asymmetry of_pairs trace",
-    "attacks.couplings": "Couplings equations laws measure shared",
+    "attacks.channels": "Graph Hidden Norm Role asymmetry of_pairs rescaled trace",
+    "attacks.couplings": "Couplings equations laws lengths measure shared",
     "attacks.membership": "scores unit_scores",
     "attacks.sim": "Statistics Terms active circumcenter cosine direction_squared_norms directions "
     "measure mix_statistics observe passive scores statistics unit_cosine",
@@ -87,6 +88,7 @@ DEFINED = {
     "participation": "Participation compose deadline dropout everyone fraction log_normal poisson "
     "schedule uniform",
     "records": "FederationState Memories Record Truth replay",
+    "rescaling": "at_random to_received",
     "rounds": "AttackKeys ClientKeys RoundKeys Trained aggregate all_finite attack_keys choose "
     "choose_tree client_keys first_memories forward observe prepare round_keys seed_of_model "
     "take_step train weigh zero_rows",

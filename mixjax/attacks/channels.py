@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 from mixjax import _labels, _validate
 from mixjax.types import Params, ParamShapes
@@ -168,32 +169,37 @@ def asymmetry(
     _validate.check_callable(apply, "apply(params)")
     leaves, structure = jax.tree.flatten(params)
 
-    def outputs(changed: dict[int, Any]) -> np.ndarray:
-        rows = [changed.get(place, leaf) for place, leaf in enumerate(leaves)]
-        found = apply(jax.tree.unflatten(structure, rows))
+    def outputs(changed: list[Any]) -> np.ndarray:
+        found = apply(jax.tree.unflatten(structure, changed))
         return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(found)])
 
-    plain, result = outputs({}), {}
+    plain, result = outputs(leaves), {}
     for hidden in graph.hidden:
-        fed: dict[int, Any] = {}
-        for role in hidden.feeds:
-            fed[role.leaf] = _rescaled(fed.get(role.leaf, leaves[role.leaf]), role, factor)
-        both = dict(fed)
-        for role in hidden.reads:
-            both[role.leaf] = _rescaled(both.get(role.leaf, leaves[role.leaf]), role, 1 / factor)
+        every_other = jnp.where(jnp.arange(hidden.size) % 2 == 0, jnp.float32(factor), 1)
+        fed = rescaled(leaves, hidden.feeds, every_other)
+        both = rescaled(fed, hidden.reads, 1 / every_other)
         moved = np.linalg.norm(outputs(fed) - plain)
         result[hidden.name] = float(np.linalg.norm(outputs(both) - plain) / max(moved, 1e-30))
     return result
 
 
-def _rescaled(leaf: Any, role: Role, factor: float) -> Any:
-    """Every other channel of the leaf times the factor."""
-    channels = np.array(role.channels)
-    scales = np.where((channels >= 0) & (channels % 2 == 0), factor, 1.0)
-    return leaf * jnp.asarray(
-        np.expand_dims(scales, [at for at in range(leaf.ndim) if at != leaf.ndim + role.axis]),
-        leaf.dtype,
-    )
+def rescaled(
+    leaves: Sequence[Array], roles: Iterable[Role], scales: Float[Array, " channels"]
+) -> list[Array]:
+    """The leaves, each channel of the roles times its scale; what has no channel as it is.
+
+    Args:
+      leaves: of the model, in flatten order.
+      roles: of a `Hidden`, what feeds it or what reads it.
+      scales: of its channels.
+    """
+    result = list(leaves)
+    for role in roles:
+        leaf, channels = result[role.leaf], np.array(role.channels)
+        along = jnp.where(channels < 0, 1, scales[channels]).astype(leaf.dtype)
+        others = [at for at in range(leaf.ndim) if at != leaf.ndim + role.axis]
+        result[role.leaf] = leaf * jnp.expand_dims(along, others)
+    return result
 
 
 def trace(model: Any, params: Params, inputs: Any) -> Graph:

@@ -11,6 +11,10 @@ rate: over the units of one person, contributions to a law sum to about zero. A 
 law through it; a bias before it moves as the normalization's own biases do less their mean over
 the group, up to a factor (our finding), which ties it to its layer.
 
+*Lengths.* What feeds a channel becomes longer or shorter by training, and so does what reads it. If
+a client rescales its model (see `rescaling`), the laws no longer hold, but the scale itself is in
+both: what feeds the channel has become longer by its factor, what reads it shorter by the same.
+
 *Shared features.* Where a layer is cut, its pieces have its output channels in common: a column of
 a kernel moves by the sum over examples of an input times the channel's error, its bias by the sum
 of errors. So the pieces' sums over inputs, channel by channel, and their lengths, go together. And
@@ -40,10 +44,14 @@ class Couplings(NamedTuple):
       laws: contributions that sum to about zero over the units of one person.
       shared: features that are alike in all units of one person that have them, up to a factor
         for each unit; zero where a unit has none.
+      feeds: of each hidden channel, by how much what feeds it has become longer, in logarithms.
+      reads: by how much what reads it has. Both are zero where a unit has nothing of a channel.
     """
 
     laws: Float[Array, "*clients units equations"]
     shared: Float[Array, "*clients units features"]
+    feeds: Float[Array, "*clients units channels"]
+    reads: Float[Array, "*clients units channels"]
 
 
 def measure(graph: Graph, params: Params, units: units_lib.Units, update: Params) -> Couplings:
@@ -55,7 +63,11 @@ def measure(graph: Graph, params: Params, units: units_lib.Units, update: Params
       units: the partition.
       update: of one client.
     """
-    return Couplings(laws(graph, params, units, update), shared(graph, units, update))
+    return Couplings(
+        laws(graph, params, units, update),
+        shared(graph, units, update),
+        *lengths(graph, params, units, update),
+    )
 
 
 def equations(graph: Graph) -> int:
@@ -102,6 +114,40 @@ def laws(
         mean = jnp.matmul(ahead, same / same.sum(axis=0), precision=jax.lax.Precision.HIGHEST)
         parts.append(bias - (ahead - mean))
     return jnp.concatenate(parts, axis=1)
+
+
+def lengths(
+    graph: Graph, params: Params, units: units_lib.Units, update: Params
+) -> tuple[Float[Array, "units channels"], Float[Array, "units channels"]]:
+    """By how much, in logarithms, what a unit has of a channel has become longer.
+
+    A channel rescaled by a > 0 adds log a to the first and takes it from the second, exactly, in
+    every unit that has part in it. Zero where either norm is.
+
+    Args:
+      graph: the model's channels; see `channels`.
+      params: the model that the update starts from.
+      units: the partition.
+      update: of one client.
+    """
+    _axes.check_units(units)
+    weights, moves = jax.tree.leaves(params), jax.tree.leaves(update)
+    dtype, count = widest(update), len(units.names)
+
+    def longer(roles: tuple[Role, ...], size: int) -> Array:
+        before, after = jnp.zeros((2, count, size), dtype)
+        for role in roles:
+            weight, labels = weights[role.leaf].astype(dtype), units.labels[role.leaf]
+            moved = weight + moves[role.leaf].astype(dtype)
+            before += _by_channel(jnp.square(weight), role, labels, count, size)
+            after += _by_channel(jnp.square(moved), role, labels, count, size)
+        known = (before > 0) & (after > 0)
+        return jnp.log(jnp.where(known, after, 1) / jnp.where(known, before, 1)) / 2
+
+    none = jnp.zeros((count, 0), dtype)
+    feeds = [longer(hidden.feeds, hidden.size) for hidden in graph.hidden]
+    reads = [longer(hidden.reads, hidden.size) for hidden in graph.hidden]
+    return jnp.concatenate([none, *feeds], axis=1), jnp.concatenate([none, *reads], axis=1)
 
 
 def _by_channel(

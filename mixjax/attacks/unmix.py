@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
 from mixjax import _axes, _validate
@@ -20,6 +21,9 @@ from mixjax.attacks.base import Attack, Probe
 from mixjax.attacks.channels import Graph
 from mixjax.observation import Observation
 from mixjax.types import Active, Memory, Params, PRNGKey, Updates
+
+LEAST = 0.3
+"""Channels whose lengths correlate less are left out: they add noise."""
 
 
 class Assembly(NamedTuple):
@@ -39,7 +43,7 @@ class Assembly(NamedTuple):
     then: PyTree[Any] = None
 
 
-def attack(graph: Graph, then: Attack | None = None) -> Attack:
+def attack(graph: Graph, then: Attack | None = None, *, gauge: float | None = None) -> Attack:
     """The server that unmixes each round on its own; its findings are an `Assembly`.
 
     `then` sees each round in the order of assemblies: whole updates, as behind a shuffle.
@@ -51,11 +55,16 @@ def attack(graph: Graph, then: Attack | None = None) -> Attack:
     Args:
       graph: the model's channels; see `channels`.
       then: what looks at what was joined, by its measure.
+      gauge: where clients rescale their models (see `rescaling`), the standard deviation of log a,
+        which is public: bound / sqrt(3) of a uniform one, 0 of one that is a part of the way
+        back. None where they don't.
 
     Raises:
-      InputError: for a graph without channels, or a `then` that reads whole updates.
+      InputError: for a graph without channels, a negative gauge, or a `then` that reads whole
+        updates.
     """
     _check_graph(graph)
+    _check_gauge(gauge)
     inner = _then.part(then)
 
     def measure(probe: Probe, units: units_lib.Units, update: Params) -> Any:
@@ -73,7 +82,7 @@ def attack(graph: Graph, then: Attack | None = None) -> Attack:
             jax.ShapeDtypeStruct((clients,), jnp.float32),
         )
         slots, confidence = jax.pure_callback(
-            functools.partial(_solve, graph),
+            functools.partial(_solve, graph, gauge),
             like,
             jax.random.bits(own_key, (), jnp.uint32),
             coupled,
@@ -95,6 +104,7 @@ def assemble(
     *,
     active: Active | None = None,
     granularity: units_lib.Granularity = "layer",
+    gauge: float | None = None,
 ) -> Assembly:
     """Join the units of a stack of mixed updates, as any server can.
 
@@ -116,12 +126,16 @@ def assemble(
       graph: the model's channels; see `channels`.
       active: whose rows were forwarded; all by default.
       granularity: how the proxy cut the model.
+      gauge: where clients rescale their models (see `rescaling`), the standard deviation of log a,
+        which is public: bound / sqrt(3) of a uniform one, 0 of one that is a part of the way
+        back. None where they don't.
 
     Raises:
-      InputError: for updates of another model.
+      InputError: for updates of another model, or a negative gauge.
     """
     _validate.check_key(key)
     _check_graph(graph)
+    _check_gauge(gauge)
     clients = _axes.check_client_axis(updates)
     units = units_lib.partition(params, granularity)
     _axes.check_partition(updates, units)
@@ -130,13 +144,38 @@ def assemble(
     _axes.check_active(active, clients)
 
     rows = jax.vmap(lambda update: couplings.measure(graph, params, units, update))(updates)
-    found = _solve(graph, jax.random.bits(key, (), jnp.uint32), rows, active)
+    found = _solve(graph, gauge, jax.random.bits(key, (), jnp.uint32), rows, active)
     return Assembly(*map(jnp.asarray, found))
 
 
-def _solve(graph: Graph, seed: Any, coupled: couplings.Couplings, active: Any) -> Any:
+def _solve(
+    graph: Graph, gauge: float | None, seed: Any, coupled: couplings.Couplings, active: Any
+) -> Any:
+    laws, shared, feeds, reads = map(np.asarray, coupled)
     loose = sum(hidden.size for hidden in graph.hidden)
-    return _descent.solve(*coupled, active, int(seed), loose)
+    if gauge is not None:
+        laws = _alike(feeds, reads, np.asarray(active), gauge)
+    return _descent.solve(laws, shared, active, int(seed), loose)
+
+
+def _alike(feeds: np.ndarray, reads: np.ndarray, active: np.ndarray, gauge: float) -> np.ndarray:
+    """`[clients, units, channels]`: lengths that sum to about zero over the units of one person.
+
+    Training moves what feeds a channel and what reads it alike, a gauge moves them apart. The
+    variance of each is of both, known slot by slot; so is their correlation, and its sign.
+    """
+    parts, variances = [], []
+    for part in (feeds.astype(np.float64), reads.astype(np.float64)):
+        count = np.maximum((part != 0).any(axis=0).sum(axis=0), 1)
+        variance = part[active].var(axis=0).sum(axis=0) / count
+        scale = np.sqrt(np.where(variance > 0, variance, 1)) * count
+        parts.append(part / scale)
+        variances.append(variance)
+    own = np.prod([np.maximum(variance - gauge**2, 0) for variance in variances], axis=0)
+    both = np.sqrt(np.prod(variances, axis=0))
+    correlation = (np.sqrt(own) - gauge**2) / np.where(both > 0, both, 1)
+    sign = np.where(np.abs(correlation) > LEAST, np.sign(correlation), 0)
+    return np.abs(sign) * parts[0] - sign * parts[1]
 
 
 def _check_graph(graph: Any) -> None:
@@ -145,3 +184,8 @@ def _check_graph(graph: Any) -> None:
             "expected a graph of at least one hidden layer, from channels.trace(model, params, "
             f"inputs) or channels.of_pairs(params, pairs); got {graph!r}."
         )
+
+
+def _check_gauge(gauge: float | None) -> None:
+    if gauge is not None:
+        _validate.check_non_negative(gauge, "gauge")

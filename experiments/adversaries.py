@@ -89,7 +89,7 @@ def server(plan: Plan, split: training.Split, records: Any) -> Attack:
     slots_as_people = sim.passive(split.rows())
     scorer = Attack(None, None, sim.measure, sim.observe)
     follow = tracks.attack(scorer)
-    join = unmix.attack(plan.setting.graph, follow)
+    join = unmix.attack(plan.setting.graph, follow, gauge=plan.scenario.gauge())
     loss_fn = mx.models.cross_entropy(plan.setting.model)
 
     def init(params: Any, units: mx.units.Units, clients: int) -> Any:
@@ -164,12 +164,7 @@ def train(
         return mx.cohort.fold(one, params, split.test)[1]
 
     federation = mx.federation.fedavg(
-        mx.client.local_training(
-            mx.models.cross_entropy(model),
-            plan.scenario.optimizer(task),
-            batch_size=task.batch_size,
-            epochs=task.epochs,
-        ),
+        plan.scenario.local(task, model, plan.setting.graph),
         defence=plan.scenario.defence(task),
         participation=plan.scenario.participation(clients),
         attack=server(plan, split, records),
@@ -327,7 +322,7 @@ def main(config: Config) -> None:
             jax.clear_caches()
         console.print(curves.table(content, study))
         results.write_text(out / f"{study}.md", curves.markdown(content, study) + "\n")
-        if study != "defences":
+        if study in curves.AXES:
             curves.draw(content, study, out / f"{study}.png")
 
 

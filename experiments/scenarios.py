@@ -15,6 +15,8 @@ import optax
 import mixjax as mx
 from experiments.servers import Undone
 from experiments.tasks import Task
+from mixjax.attacks import channels
+from mixjax.client import LocalTraining
 
 
 class Groups(NamedTuple):
@@ -75,6 +77,10 @@ class Scenario(NamedTuple):
       network: the model; None for the task's.
       adam: whether clients use Adam in place of SGD.
       training: fields of the task that take the place of its own.
+      rescaled: "random" or "received", the gauge that clients send their models in; see
+        `mixjax.rescaling`.
+      bound: on log a of its factors.
+      lengths: whether the server joins by lengths, which a gauge betrays, and not by the law.
     """
 
     label: str
@@ -88,6 +94,9 @@ class Scenario(NamedTuple):
     network: nn.Module | None = None
     adam: bool = False
     training: tuple[tuple[str, Any], ...] = ()
+    rescaled: str = ""
+    bound: float | None = None
+    lengths: bool = False
 
     def task(self, task: Task) -> Task:
         """The task with the scenario's changes."""
@@ -117,6 +126,27 @@ class Scenario(NamedTuple):
         if self.adam:
             return optax.adam(task.learning_rate)
         return optax.sgd(task.learning_rate, momentum=task.momentum)
+
+    def local(self, task: Task, model: nn.Module, graph: channels.Graph) -> LocalTraining:
+        """What every client does."""
+        local = mx.client.local_training(
+            mx.models.cross_entropy(model),
+            self.optimizer(task),
+            batch_size=task.batch_size,
+            epochs=task.epochs,
+        )
+        if self.rescaled == "random":
+            assert self.bound is not None
+            return mx.rescaling.at_random(local, graph, bound=self.bound)
+        if self.rescaled == "received":
+            return mx.rescaling.to_received(local, graph, bound=self.bound)
+        return local
+
+    def gauge(self) -> float | None:
+        """The standard deviation of log a that the server reckons with."""
+        if not self.lengths:
+            return None
+        return (self.bound or 0) / 3**0.5 if self.rescaled == "random" else 0.0
 
     def participation(self, people: int) -> mx.participation.Participation:
         """Who takes part in a round."""
@@ -217,7 +247,30 @@ def groups(task: Task, classes: int) -> list[Scenario]:
     return [Scenario(f"{n:,}", granularity=Groups(n)) for n in (4, 16, 64, 256, 1024, 4096)]
 
 
+def rescaling(task: Task, classes: int) -> list[Scenario]:
+    """Clients that send the same function in another gauge, and both servers."""
+    del task, classes
+    gauges: list[tuple[str, float | None]] = [("random", bound) for bound in (0.01, 0.1, 0.3, 1.0)]
+    gauges += [("received", bound) for bound in (0.03, 0.1, 0.3, None)]
+    return [
+        Scenario(
+            f"{form}, {'any' if bound is None else f'{bound:g}'}, {server}",
+            rescaled=form,
+            bound=bound,
+            lengths=server == "lengths",
+        )
+        for form, bound in gauges
+        for server in ("law", "lengths")
+    ]
+
+
+def core(task: Task, classes: int) -> list[Scenario]:
+    """The three that the others are compared with."""
+    return defences(task, classes)[:3]
+
+
 STUDIES = {
+    "core": core,
     "defences": defences,
     "participants": participants,
     "epochs": epochs,
@@ -226,4 +279,5 @@ STUDIES = {
     "architectures": architectures,
     "noise": noise,
     "groups": groups,
+    "rescaling": rescaling,
 }

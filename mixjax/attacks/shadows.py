@@ -11,12 +11,12 @@ dual, as shadow participants are few; its use and the features are our finding.
 """
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree, Shaped
 
 from mixjax import _axes, _validate, cohort, measures
 from mixjax import data as data_lib
@@ -25,13 +25,16 @@ from mixjax.attacks import _descent, _then, couplings
 from mixjax.attacks.base import Attack, Probe
 from mixjax.attacks.channels import Graph
 from mixjax.attacks.couplings import Couplings
-from mixjax.attacks.unmix import Assembly
+from mixjax.attacks.unmix import Assembly, _check_graph
 from mixjax.client import LocalTraining
 from mixjax.data import ClientData
 from mixjax.observation import Observation
 from mixjax.types import Active, Memory, Params, PRNGKey, Updates, widest
 
 KINDS = 4
+
+Shadows: TypeAlias = PyTree[Shaped[Array, "shadows ..."], " Model"]
+"""Updates of shadow participants: the leaves of the model, each with a leading axis."""
 
 
 class Pool(NamedTuple):
@@ -89,7 +92,7 @@ def attack(
         reads whole updates, or a federation that cuts the model in another way.
     """
     _check_shadows(_axes.check_cohort(data, "the shadow participants"))
-    _check_options(width, components, ridge)
+    _check_options(graph, width, components, ridge)
     _validate.check_positive(last, "last", integer=True)
     inner = _then.part(then)
 
@@ -155,7 +158,7 @@ def assemble(
     key: PRNGKey,
     params: Params,
     updates: Updates,
-    shadows: Updates,
+    shadows: Shadows,
     *,
     graph: Graph | None = None,
     active: Active | None = None,
@@ -181,7 +184,7 @@ def assemble(
     _validate.check_key(key)
     clients = _axes.check_updates_of(params, updates)
     _check_shadows(_axes.check_updates_of(params, shadows))
-    _check_options(width, components, ridge)
+    _check_options(graph, width, components, ridge)
     units = units_lib.partition(params, granularity)
     if active is None:
         active = jnp.ones(clients, bool)
@@ -352,7 +355,9 @@ def _check_shadows(count: int) -> None:
         )
 
 
-def _check_options(width: Any, components: Any, ridge: Any) -> None:
+def _check_options(graph: Any, width: Any, components: Any, ridge: Any) -> None:
+    if graph is not None:
+        _check_graph(graph)
     _validate.check_positive(width, "width", integer=True)
     _validate.check_positive(components, "components", integer=True)
     _validate.check_positive(ridge, "ridge")

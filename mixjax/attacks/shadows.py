@@ -179,11 +179,14 @@ def assemble(
       active: whose rows were forwarded; all by default.
 
     Raises:
-      InputError: for updates of another model, or less than two shadow participants.
+      InputError: for updates of another model or that are not finite, or less than two shadow
+        participants. Of these, ones that are not finite do not count.
     """
     _validate.check_key(key)
     clients = _axes.check_updates_of(params, updates)
     _check_shadows(_axes.check_updates_of(params, shadows))
+    _validate.check_real(updates)
+    _validate.check_real(shadows, "updates of shadow participants")
     _check_options(graph, width, components, ridge)
     units = units_lib.partition(params, granularity)
     if active is None:
@@ -194,6 +197,12 @@ def assemble(
     coupled = jax.vmap(lambda update: _coupled(graph, params, units, update))(updates)
     seed = jax.random.bits(key, (), jnp.uint32)
     own = _rows(params, units, updates, width)
+    broken = np.flatnonzero(np.asarray(active) & ~np.isfinite(own).all(axis=(1, 2, 3)))
+    if broken.size:
+        raise _validate.InputError(
+            f"expected finite updates of active clients; got NaN, infinite or too large numbers of "
+            f"client {broken[0]}. Leave it out with active."
+        )
     found = _solve(graph, components, ridge, seed, rows[None], own, coupled, active)
     return Assembly(*map(jnp.asarray, found))
 

@@ -282,6 +282,23 @@ CALLS: dict[str, Call] = {
     ),
     "sim.passive": Call(mx.attacks.sim.passive, {"auxiliary": ("cohort", AUXILIARY)}),
     "sim.active": Call(mx.attacks.sim.active, {"auxiliary": ("cohort", AUXILIARY)}),
+    "shadows.attack": Call(
+        lambda data, then, width, last, components, ridge: mx.attacks.shadows.attack(
+            data, then, width=width, last=last, components=components, ridge=ridge
+        ),
+        {"data": cohort, "then": ("function", mx.attacks.tracks.attack()), "width": whole(4),
+         "last": whole(2), "components": whole(3), "ridge": whole(0.1)},
+    ),
+    "shadows.assemble": Call(
+        lambda key, params, updates, shadows, active: mx.attacks.shadows.assemble(
+            key, params, updates, shadows, active=active, width=4
+        ),
+        {"key": key, "params": ("model", MODEL), "updates": tree, "shadows": ("tree", UPDATES),
+         "active": active},
+    ),
+    "shadows.halves": Call(
+        mx.attacks.shadows.halves, {"seed": whole(3), "data": cohort, "copies": whole(2)}
+    ),
     "source.record_losses": Call(
         lambda key, loss, params, updates, records, chunk_size: mx.attacks.source.record_losses(
             key, loss, params, updates, records, chunk_size=chunk_size

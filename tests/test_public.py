@@ -48,6 +48,7 @@ DEFINED = {
     "attacks.channels": "Graph Hidden Norm Role asymmetry of_pairs rescaled trace",
     "attacks.couplings": "Couplings equations laws lengths measure shared",
     "attacks.membership": "scores unit_scores",
+    "attacks.shadows": "Pool References assemble attack features halves",
     "attacks.sim": "Statistics Terms active circumcenter cosine direction_squared_norms directions "
     "measure mix_statistics observe passive scores statistics unit_cosine",
     "attacks.source": "record_losses",

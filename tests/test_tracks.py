@@ -13,7 +13,10 @@ from mixjax.attacks import sim, tracks
 
 CLIENTS, ROUNDS = 6, 5
 KEY = jax.random.key(3)
-PARAMS = {"a": {"w": jnp.ones((4, 3)), "b": jnp.zeros(3)}, "c": {"w": jnp.ones((3, 5))}}
+PARAMS = jax.tree.map(
+    lambda leaf: leaf.astype(np.float32),
+    {"a": {"w": np.ones((4, 3)), "b": np.zeros(3)}, "c": {"w": np.ones((3, 5))}},
+)
 DIRECTIONS = jax.tree.map(lambda leaf: jnp.stack([jnp.ones_like(leaf), jnp.cos(leaf)]), PARAMS)
 
 
@@ -26,7 +29,7 @@ def moving(own: float) -> Any:
         def move(leaf: Any, seed: int) -> Any:
             parts = (own, mine), (0.3, key)
             return jnp.cos(leaf) + sum(
-                size * jax.random.normal(jax.random.fold_in(one, seed), leaf.shape)
+                size * jax.random.normal(jax.random.fold_in(one, seed), leaf.shape, jnp.float32)
                 for size, one in parts
             )
 

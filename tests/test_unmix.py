@@ -130,8 +130,9 @@ def test_the_graph_is_found_and_is_a_symmetry(name: str) -> None:
 
 
 def test_channels_that_are_mixed_or_reach_the_output_are_left_out() -> None:
-    params = mx.models.initial(Mixing(), jax.random.key(0), jnp.zeros((1, 3)))
-    graph = channels.trace(Mixing(), params, jnp.zeros((1, 3)))
+    inputs = jnp.zeros((1, 3), jnp.float32)
+    params = mx.models.initial(Mixing(), jax.random.key(0), inputs)
+    graph = channels.trace(Mixing(), params, inputs)
     assert [(hidden.name, hidden.size) for hidden in graph.hidden] == [("second", 1)]
     assert graph.hidden[0].feeds[0].channels == (-1, -1, -1, -1, 0)
 
@@ -165,7 +166,7 @@ def test_an_activation_that_is_not_homogeneous_shows() -> None:
         def __call__(self, inputs: Any) -> Any:
             return nn.Dense(3)(nn.sigmoid(nn.Dense(8)(inputs)))
 
-    inputs = jax.random.normal(jax.random.key(1), (20, 4))
+    inputs = jax.random.normal(jax.random.key(1), (20, 4), jnp.float32)
     params = mx.models.initial(Smooth(), jax.random.key(0), inputs)
     graph = channels.trace(Smooth(), params, inputs)
     error = channels.asymmetry(

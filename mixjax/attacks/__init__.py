@@ -3,6 +3,7 @@
 from mixjax.attacks import channels as channels
 from mixjax.attacks import couplings as couplings
 from mixjax.attacks import membership as membership
+from mixjax.attacks import shadows as shadows
 from mixjax.attacks import sim as sim
 from mixjax.attacks import source as source
 from mixjax.attacks import tracks as tracks

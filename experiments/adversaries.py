@@ -3,8 +3,8 @@
 `python -m experiments.adversaries --dataset watch` trains each scenario for a number of seeds under
 a server that does all it can: it joins what was mixed, follows it from round to round, and asks
 ∇Sim and source inference of what it has. Beside it stand ∇Sim on slots, which takes slots for
-people, and ∇Sim on the tracks of the largest unit alone, which joins nothing. It prints tables,
-draws curves and writes `adversaries.json` after each scenario: a run that was stopped goes on.
+people, and ∇Sim on the tracks of single units, which joins nothing. It prints tables, draws curves
+and writes `adversaries.json` after each seed: a run that was stopped goes on.
 """
 
 import dataclasses
@@ -27,6 +27,8 @@ from mixjax.attacks import Attack, Probe, channels, sim, tracks, unmix
 
 RECORDS = 10
 """Of each participant's training examples, whose owner source inference looks for."""
+FOLLOWED = 16
+"""Units up to which each is followed alone."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,8 +55,8 @@ class Seen(NamedTuple):
     Attributes:
       slots: `[rows, units]`, where each row's units were.
       scores: `[rows, values]`, ∇Sim's of its whole updates.
-      unit_slots: `[rows]`, where the largest unit was, followed alone.
-      unit_scores: `[rows, values]`, ∇Sim's of that unit.
+      unit_slots: `[rows, followed]`, where some units were, each followed alone.
+      unit_scores: `[rows, followed, values]`, ∇Sim's of these units.
       slot_scores: `[clients, values]`, ∇Sim's of the slots as they came.
       source: `[records]`, the row that source inference takes for a record's owner.
       slot_source: `[records]`, the same of the slots as they came.
@@ -83,6 +85,12 @@ class Plan(NamedTuple):
         """The unit of most parameters, the first of equals."""
         return int(np.argmax(list(mx.units.parameter_counts(self.units).values())))
 
+    @property
+    def followed(self) -> tuple[int, ...]:
+        """The units that are followed alone: all, or of many the largest."""
+        count = len(self.units.names)
+        return tuple(range(count)) if count <= FOLLOWED else (self.largest,)
+
 
 def server(plan: Plan, split: training.Split, records: Any) -> Attack:
     """Everything at once; its findings are `Seen`."""
@@ -94,7 +102,7 @@ def server(plan: Plan, split: training.Split, records: Any) -> Attack:
 
     def init(params: Any, units: mx.units.Units, clients: int) -> Any:
         assert join.init is not None
-        alone = tracks.start(clients, 1, last=3, width=256)
+        alone = tracks.start(clients, len(plan.followed), last=3, width=256)
         return join.init(params, units, clients), alone
 
     def prepare(key: Any, memory: Any, params: Any, local: Any) -> Probe:
@@ -118,16 +126,14 @@ def server(plan: Plan, split: training.Split, records: Any) -> Attack:
             slots, scores = found.slots, found.then
         else:
             slots, scores = own, slot_scores
-        if plan.scenario.moves == "nothing":
-            unit_slots = own[:, 0]
-        else:
-            rows = sketches[:, plan.largest : plan.largest + 1]
-            alone, places = tracks.follow(alone_key, alone, rows, seen.active)
-            unit_slots = places[:, 0]
+        units_alone = list(plan.followed)
+        places = own[:, units_alone]
+        if plan.scenario.moves != "nothing":
+            rows = sketches[:, units_alone]
+            alone, places = tracks.follow(alone_key, alone, rows, seen.active, each_unit=True)
         lengths = sim.direction_squared_norms(probe.references, plan.units)
         dots, squares = terms
-        cosines = sim.unit_cosine(sim.Statistics(dots, squares, lengths))[:, plan.largest]
-
+        cosines = sim.unit_cosine(sim.Statistics(dots, squares, lengths))[:, units_alone]
         losses = functools.partial(
             mx.attacks.source.record_losses, source_key, loss_fn, probe.params
         )
@@ -135,8 +141,8 @@ def server(plan: Plan, split: training.Split, records: Any) -> Attack:
         result = Seen(
             slots,
             scores,
-            unit_slots,
-            cosines[unit_slots],
+            places,
+            jnp.take_along_axis(cosines, places[..., None], axis=0),
             slot_scores,
             jnp.argmin(losses(joined, records), axis=0),
             jnp.argmin(losses(seen.updates, records), axis=0),
@@ -244,8 +250,6 @@ def figures_of(
     largest, clients = plan.largest, len(truth)
     owners = mx.evaluation.owners(found.slots, origins)
     here = np.take_along_axis(active, found.slots[..., largest], axis=1)
-    alone = np.take_along_axis(origins[..., largest], found.unit_slots, axis=1)
-    alone_here = np.take_along_axis(active, found.unit_slots, axis=1)
     names = np.broadcast_to(np.arange(clients), here.shape)
     sizes = mx.units.parameter_counts(plan.units)
     people = np.arange(clients)
@@ -260,6 +264,12 @@ def figures_of(
         present = np.take_along_axis(active, np.broadcast_to(record_owners, rows.shape), axis=1)
         return float(np.mean((np.take_along_axis(owners, rows, axis=1) == record_owners)[present]))
 
+    def alone(at: int, unit: int) -> float:
+        """∇Sim's share right of a unit that is followed alone."""
+        slots, scores = found.unit_slots[..., at], found.unit_scores[:, :, at]
+        who = np.take_along_axis(origins[..., unit], slots, axis=1)
+        return sensitive(scores, commonest(who, np.take_along_axis(active, slots, axis=1)))[-1]
+
     moved = plan.scenario.moves == "units"
     within = owners[..., largest]
     return {
@@ -270,7 +280,7 @@ def figures_of(
         "chance": float(mx.evaluation.chance(truth)),
         "slots": sensitive(found.slot_scores, people),
         "tracks": sensitive(found.scores, commonest(within, here)),
-        "unit": sensitive(found.unit_scores, commonest(alone, alone_here)),
+        "alone": {plan.units.names[unit]: alone(at, unit) for at, unit in enumerate(plan.followed)},
         "exact": float(mx.evaluation.exact_assemblies(found.slots, origins, here).mean()),
         "joined": float(mx.evaluation.joined_share(found.slots, origins, sizes, here).mean()),
         "chance_exact": float(active.sum(axis=1).mean() ** (1 - len(sizes))) if moved else 1.0,

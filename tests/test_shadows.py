@@ -148,8 +148,8 @@ def test_where_nothing_is_shared_it_is_right_by_chance(clients: bool, known: boo
         rows = np.asarray(measure(planted(300 + seed, 20, related=known)))
         mixed = np.take_along_axis(own, origins[..., None, None], axis=0)
         slots, _ = shadows._solve(
-            None, 32, 0.1, seed, (rows - rows.mean(axis=0))[None], mixed,
-            couplings.Couplings(nothing, nothing), np.ones(CLIENTS, bool),
+            channels.Graph(()), 32, 0.1, seed, (rows - rows.mean(axis=0))[None], mixed,
+            couplings.Couplings(*[nothing] * 4), np.ones(CLIENTS, bool),
         )  # fmt: skip
         owners = mx.evaluation.owners(slots, origins)
         hits.append([(owners[:, 0] == owners[:, unit]).mean() for unit in (1, 2)])

@@ -14,7 +14,7 @@ from mixjax.attacks import sim, tracks
 CLIENTS, ROUNDS = 6, 5
 KEY = jax.random.key(3)
 PARAMS = jax.tree.map(
-    lambda leaf: leaf.astype(np.float32),
+    lambda leaf: jnp.asarray(leaf, jnp.float32),
     {"a": {"w": np.ones((4, 3)), "b": np.zeros(3)}, "c": {"w": np.ones((3, 5))}},
 )
 DIRECTIONS = jax.tree.map(lambda leaf: jnp.stack([jnp.ones_like(leaf), jnp.cos(leaf)]), PARAMS)

@@ -96,7 +96,7 @@ def laws(
     def summed(product: Array, role: Role, size: int) -> Array:
         return _by_channel(product, role, units.labels[role.leaf], count, size)
 
-    parts = []
+    parts = [jnp.zeros((count, 0), dtype)]
     for hidden in graph.hidden:
         total = jnp.zeros((count, hidden.size), dtype)
         for sign, roles in ((1, hidden.feeds), (-1, hidden.reads)):

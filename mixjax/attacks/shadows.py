@@ -94,7 +94,7 @@ def attack(
     _check_shadows(_axes.check_cohort(data, "the shadow participants"))
     _check_options(graph, width, components, ridge)
     _validate.check_positive(last, "last", integer=True)
-    inner = _then.part(then)
+    tied, inner = graph or Graph(()), _then.part(then)
 
     def init(params: Params, units: units_lib.Units, clients: int) -> tuple[Pool, Memory]:
         own = units_lib.partition(params, granularity).names
@@ -122,7 +122,7 @@ def attack(
     def measure(probe: Probe, units: units_lib.Units, update: Params) -> Any:
         return (
             features(probe.params, units, update, width),
-            _coupled(graph, probe.params, units, update),
+            couplings.measure(tied, probe.params, units, update),
             inner.measure(_inner(probe), units, update),
         )
 
@@ -138,7 +138,7 @@ def attack(
             jax.ShapeDtypeStruct(clients.shape[:1], jnp.float32),
         )
         slots, confidence = jax.pure_callback(
-            functools.partial(_solve, graph, components, ridge),
+            functools.partial(_solve, tied, components, ridge),
             like,
             jax.random.bits(own_key, (), jnp.uint32),
             rows,
@@ -194,7 +194,8 @@ def assemble(
     _axes.check_active(active, clients)
     rows = _rows(params, units, shadows, width)
     rows = _centred(rows, jnp.ones(rows.shape[0], bool))
-    coupled = jax.vmap(lambda update: _coupled(graph, params, units, update))(updates)
+    tied = graph or Graph(())
+    coupled = jax.vmap(lambda update: couplings.measure(tied, params, units, update))(updates)
     seed = jax.random.bits(key, (), jnp.uint32)
     own = _rows(params, units, updates, width)
     broken = np.flatnonzero(np.asarray(active) & ~np.isfinite(own).all(axis=(1, 2, 3)))
@@ -203,7 +204,7 @@ def assemble(
             f"expected finite updates of active clients; got NaN, infinite or too large numbers of "
             f"client {broken[0]}. Leave it out with active."
         )
-    found = _solve(graph, components, ridge, seed, rows[None], own, coupled, active)
+    found = _solve(tied, components, ridge, seed, rows[None], own, coupled, active)
     return Assembly(*map(jnp.asarray, found))
 
 
@@ -284,15 +285,6 @@ def _along(product: Array, axis: int, labels: units_lib.Labels, units: int) -> A
     return jax.ops.segment_sum(product.ravel(), ids, units * size).reshape(units, size)
 
 
-def _coupled(
-    graph: Graph | None, params: Params, units: units_lib.Units, update: Params
-) -> Couplings:
-    if graph is None:
-        nothing = jnp.zeros((len(units.names), 0), widest(update))
-        return Couplings(nothing, nothing)
-    return couplings.measure(graph, params, units, update)
-
-
 def _inner(probe: Probe) -> Probe:
     return Probe(probe.params, probe.references.then)
 
@@ -311,7 +303,7 @@ def _centred(rows: Array, known: Array) -> Array:
 
 
 def _solve(
-    graph: Graph | None,
+    graph: Graph,
     components: int,
     ridge: float,
     seed: Any,
@@ -323,7 +315,7 @@ def _solve(
     rows, clients = np.asarray(rows, np.float64), np.asarray(clients, np.float64)
     rows = rows.reshape(-1, *rows.shape[2:])
     rows = rows[(rows != 0).any(axis=(1, 2, 3))]
-    loose = 0 if graph is None else sum(hidden.size for hidden in graph.hidden)
+    loose = sum(hidden.size for hidden in graph.hidden)
     learned = _mapped(rows, clients, components, ridge)
     shared = np.concatenate([coupled.shared, learned], axis=2)
     return _descent.solve(coupled.laws, shared, active, int(seed), loose)

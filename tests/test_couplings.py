@@ -14,12 +14,16 @@ from mixjax.attacks import channels, couplings, tracks, unmix
 PIECES = [mx.units.chunks(12), mx.units.chunks(40)]
 
 
+def name_of(granularity: Any) -> str:
+    return getattr(granularity, "__name__", str(granularity))
+
+
 def scattered(path: Any, shape: Any) -> Any:
     """Sixteen groups of coordinates drawn at random."""
     return np.random.default_rng(len(str(path))).integers(0, 16, shape)
 
 
-@pytest.mark.parametrize("granularity", [*PIECES, scattered, "neurons", "leaf"], ids=str)
+@pytest.mark.parametrize("granularity", [*PIECES, scattered, "neurons", "leaf"], ids=name_of)
 def test_couplings_follow_from_their_own_unit_alone(granularity: Any) -> None:
     _, params, graph, _ = setting("sensors")
     updates = updates_of("sensors", 0.02, 3)
@@ -56,7 +60,7 @@ def test_features_are_sums_and_lengths_of_columns_and_directions_of_inputs() -> 
     assert couplings.shared(graph, mx.units.partition(params), update).shape == (2, 0)
 
 
-@pytest.mark.parametrize("granularity", [*PIECES, scattered], ids=str)
+@pytest.mark.parametrize("granularity", [*PIECES, scattered], ids=name_of)
 def test_pieces_of_layers_are_joined(granularity: Any) -> None:
     _, params, graph, _ = setting("sensors")
     updates = updates_of("sensors", 0.02, 3)

@@ -113,17 +113,23 @@ def plan(config: Config, task: tasks.Task) -> list[Job]:
     rows = conditions.ATTACKS
     for passive in dict.fromkeys(rows[name].passive for name in config.attacks):
         together = [name for name in config.attacks if rows[name].passive == passive]
-        shared, own = [], []
+        shared: list[Case] = []
+        measured: list[Job] = []
+        # what clients do to their updates decides the trajectory: a proxy behind it is replayed
+        perturbed: dict[Any, Job] = {}
         for case in conditions.cases(config.defences, together[0], task):
             alike = [case._replace(attack=name) for name in together]
-            mixed = case.row.measured and passive
-            if mixed or case.perturbs:
-                own.append(Job(case, mixed, alike))
+            if case.perturbs:
+                key = (case.row.perturb, case.parameters)
+                first = perturbed.setdefault(key, Job(case, False, []))
+                first.cases.extend(alike)
+            elif case.row.measured and passive:
+                measured.append(Job(case, True, alike))
             else:
                 shared += alike
         if shared:
             jobs.append(Job(Case("none", together[0]), False, shared))
-        jobs += sorted(own, key=lambda job: job.trained.perturbs)
+        jobs += [*measured, *perturbed.values()]
     return jobs
 
 

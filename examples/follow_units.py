@@ -88,20 +88,9 @@ def _unit_length(rows: jax.Array) -> jax.Array:
     return rows / jnp.where(lengths > 0, lengths, 1)
 
 
-def purity(pseudonyms: np.ndarray, origins: np.ndarray) -> np.ndarray:
-    """For each unit the share of pseudonyms' appearances that are their commonest owner's.
-
-    Args:
-      pseudonyms: the findings of some rounds, `[rounds, slots, units]`.
-      origins: whose units the slots carried.
-    """
-    shares = []
-    for unit in range(origins.shape[-1]):
-        names, owners = pseudonyms[..., unit].ravel(), origins[..., unit].ravel()
-        counts = np.zeros((names.max() + 1, owners.max() + 1), int)
-        np.add.at(counts, (names[names >= 0], owners[names >= 0]), 1)
-        shares.append(counts.max(axis=1).sum() / counts.sum())
-    return np.array(shares)
+def by_unit(*arrays: Any) -> list[np.ndarray]:
+    """Each with its last axis, of units, in front: a unit's rounds are judged on their own."""
+    return [np.moveaxis(np.asarray(array), -1, 0) for array in arrays]
 
 
 def main(rounds: int = 10) -> None:
@@ -120,12 +109,14 @@ def main(rounds: int = 10) -> None:
     state = federation.init(params, clients=len(inputs))
     _, records = mx.federation.run(jax.random.key(2), federation, state, dataset.train, rounds)
     origins = np.asarray(records.truth.origins)
-    pure = purity(np.asarray(records.findings), origins)
+    pure = mx.evaluation.purity(*by_unit(records.findings, origins))
     blind = np.random.default_rng(0).permuted(np.asarray(records.findings), axis=1)
     print(f"{rounds} rounds of {len(inputs)} participants behind MixNN: the share of a pseudonym's")
     print("appearances that are its commonest owner's, and the same of pseudonyms dealt at random")
     names = mx.units.partition(params).names
-    for name, share, chance in zip(names, pure, purity(blind, origins), strict=True):
+    for name, share, chance in zip(
+        names, pure, mx.evaluation.purity(*by_unit(blind, origins)), strict=True
+    ):
         print(f"  {name:16} {share:.3f}  {chance:.3f}")
 
 

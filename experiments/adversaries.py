@@ -19,16 +19,18 @@ import numpy as np
 import rich.console
 import rich.table
 import tyro
+from flax import linen as nn
 
 import mixjax as mx
-from experiments import cli, curves, provenance, results, scenarios, tasks, training
+from experiments import cli, curves, provenance, results, scenarios, servers, tasks, training
 from experiments.scenarios import Scenario
-from mixjax.attacks import Attack, Probe, channels, sim, tracks, unmix
+from mixjax.attacks import Attack, Probe, channels, sim, tracks
 
 RECORDS = 10
 """Of each participant's training examples, whose owner source inference looks for."""
 FOLLOWED = 16
 """Units up to which each is followed alone."""
+SCORE = Attack(None, None, sim.measure, sim.observe)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,59 +78,45 @@ class Plan(NamedTuple):
 
     scenario: Scenario
     task: tasks.Task
-    setting: training.Setting
+    model: nn.Module
+    graph: channels.Graph
     units: mx.units.Units
     rounds: int
-
-    @property
-    def largest(self) -> int:
-        """The unit of most parameters, the first of equals."""
-        return int(np.argmax(list(mx.units.parameter_counts(self.units).values())))
 
     @property
     def followed(self) -> tuple[int, ...]:
         """The units that are followed alone: all, or of many the largest."""
         count = len(self.units.names)
-        return tuple(range(count)) if count <= FOLLOWED else (self.largest,)
+        return tuple(range(count)) if count <= FOLLOWED else (servers.largest(self.units),)
 
 
 def server(plan: Plan, split: training.Split, records: Any) -> Attack:
     """Everything at once; its findings are `Seen`."""
-    slots_as_people = sim.passive(split.rows())
-    scorer = Attack(None, None, sim.measure, sim.observe)
-    follow = tracks.attack(scorer)
-    join = unmix.attack(plan.setting.graph, follow, gauge=plan.scenario.gauge())
-    loss_fn = mx.models.cross_entropy(plan.setting.model)
+    knowing, scenario = sim.passive(split.rows()), plan.scenario
+    as_people = servers.looking(plan.graph, SCORE, "nothing")
+    undoing = servers.looking(plan.graph, SCORE, scenario.moves, scenario.gauge())
+    loss_fn = mx.models.cross_entropy(plan.model)
 
     def init(params: Any, units: mx.units.Units, clients: int) -> Any:
-        assert join.init is not None
-        alone = tracks.start(clients, len(plan.followed), last=3, width=256)
-        return join.init(params, units, clients), alone
+        whole = () if undoing.init is None else undoing.init(params, units, clients)
+        return whole, tracks.start(clients, len(plan.followed))
 
     def prepare(key: Any, memory: Any, params: Any, local: Any) -> Probe:
-        assert slots_as_people.prepare is not None
-        return slots_as_people.prepare(key, params, local)
+        assert knowing.prepare is not None
+        return knowing.prepare(key, params, local)
 
     def observe(key: Any, memory: Any, probe: Probe, seen: mx.observation.Observation) -> Any:
         whole, alone = memory
         whole_key, alone_key, source_key = jax.random.split(key, 3)
         _, (sketches, terms) = seen.measures
-        clients, units = sketches.shape[:2]
-        own = jnp.broadcast_to(jnp.arange(clients, dtype=jnp.int32)[:, None], (clients, units))
-        slot_scores = sim.observe(key, probe, seen._replace(measures=terms))
-        if plan.scenario.moves == "units":
-            whole, found = join.observe(whole_key, whole, probe, seen)
-            slots = jnp.take_along_axis(found.slots, found.then.slots, axis=0)
-            scores = found.then.then
-        elif plan.scenario.moves == "updates":
-            followed = seen._replace(measures=seen.measures[1])
-            whole, found = follow.observe(whole_key, whole, probe, followed)
-            slots, scores = found.slots, found.then
-        else:
+        own, slot_scores = as_people.observe(key, probe, seen)
+        if undoing.init is None:
             slots, scores = own, slot_scores
+        else:
+            whole, (slots, scores) = undoing.observe(whole_key, whole, probe, seen)
         units_alone = list(plan.followed)
         places = own[:, units_alone]
-        if plan.scenario.moves != "nothing":
+        if scenario.moves != "nothing":
             rows = sketches[:, units_alone]
             alone, places = tracks.follow(alone_key, alone, rows, seen.active, each_unit=True)
         lengths = sim.direction_squared_norms(probe.references, plan.units)
@@ -149,7 +137,8 @@ def server(plan: Plan, split: training.Split, records: Any) -> Attack:
         )
         return (whole, alone), result
 
-    return Attack(init, prepare, join.measure, observe, updates=True)
+    measure = servers.measure(plan.graph, SCORE)
+    return Attack(init, prepare, measure, observe, updates=True)
 
 
 @functools.partial(jax.jit, static_argnames="plan")
@@ -158,24 +147,13 @@ def train(
 ) -> tuple[Any, ...]:
     """All rounds; of each the findings, origins, who was active, accuracies and losses."""
     clients = split.train.counts.shape[0]
-    model, task = plan.setting.model, plan.task
-
-    def accuracy(params: Any) -> jax.Array:
-        def one(params: Any, client: mx.data.ClientData) -> tuple[tuple[()], jax.Array]:
-            logits: Any = model.apply({"params": params}, client.examples.inputs)
-            right = jnp.argmax(logits, axis=-1) == client.examples.labels
-            real = jnp.arange(right.shape[0]) < client.counts
-            return (), jnp.sum(right & real) / client.counts
-
-        return mx.cohort.fold(one, params, split.test)[1]
-
     federation = mx.federation.fedavg(
-        plan.scenario.local(task, model, plan.setting.graph),
-        defence=plan.scenario.defence(task),
+        plan.scenario.local(plan.task, plan.model, plan.graph),
+        defence=plan.scenario.defence(plan.task),
         participation=plan.scenario.participation(clients),
         attack=server(plan, split, records),
         granularity=plan.scenario.granularity,
-        evaluate=accuracy,
+        evaluate=training.accuracy_on(plan.model, split.test),
     )
 
     # the measures of many units and rounds would fill the memory: they aren't kept
@@ -199,14 +177,11 @@ def one_seed(
     clients = len(split.truth)
     model = scenario.network or task.model(len(dataset.classes))
     task = task._replace(batch_size=min(task.batch_size, split.train.examples.labels.shape[1]))
-    setting = training.Setting(
-        model, task, training.Case("none", "passive"), config.rounds, channels.Graph(())
-    )
-    setting = setting._replace(graph=training.graph_of(model, split))
+    graph = training.graph_of(model, split)
     init_key, run_key = jax.random.split(jax.random.key(seed))
-    params = training.initial(setting, init_key, split.train)
+    params = mx.models.initial(model, init_key, split.train.examples.inputs[0, :1])
     units = mx.units.partition(params, scenario.granularity)
-    plan = Plan(scenario._replace(label=""), task, setting, units, config.rounds)
+    plan = Plan(scenario._replace(label=""), task, model, graph, units, config.rounds)
     records = jax.tree.map(lambda leaf: leaf[:, :RECORDS], split.train.examples)
     count = jax.tree.leaves(records)[0].shape[1]
     flat = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), records)
@@ -247,7 +222,7 @@ def figures_of(
     stepped: np.ndarray,
 ) -> dict[str, Any]:
     """Shares in [0, 1]: of the whole run, and lists round by round."""
-    largest, clients = plan.largest, len(truth)
+    largest, clients = servers.largest(plan.units), len(truth)
     owners = mx.evaluation.owners(found.slots, origins)
     here = np.take_along_axis(active, found.slots[..., largest], axis=1)
     names = np.broadcast_to(np.arange(clients), here.shape)
@@ -268,7 +243,9 @@ def figures_of(
         """∇Sim's share right of a unit that is followed alone."""
         slots, scores = found.unit_slots[..., at], found.unit_scores[:, :, at]
         who = np.take_along_axis(origins[..., unit], slots, axis=1)
-        return sensitive(scores, commonest(who, np.take_along_axis(active, slots, axis=1)))[-1]
+        return sensitive(scores, servers.commonest(who, np.take_along_axis(active, slots, axis=1)))[
+            -1
+        ]
 
     moved = plan.scenario.moves == "units"
     within = owners[..., largest]
@@ -279,7 +256,7 @@ def figures_of(
         "stepped": float(stepped.mean()),
         "chance": float(mx.evaluation.chance(truth)),
         "slots": sensitive(found.slot_scores, people),
-        "tracks": sensitive(found.scores, commonest(within, here)),
+        "tracks": sensitive(found.scores, servers.commonest(within, here)),
         "alone": {plan.units.names[unit]: alone(at, unit) for at, unit in enumerate(plan.followed)},
         "exact": float(mx.evaluation.exact_assemblies(found.slots, origins, here).mean()),
         "joined": float(mx.evaluation.joined_share(found.slots, origins, sizes, here).mean()),
@@ -293,12 +270,6 @@ def figures_of(
     }
 
 
-def commonest(owners: np.ndarray, here: np.ndarray) -> np.ndarray:
-    """Of each row the owner of most of its appearances."""
-    counted = [np.bincount(own[seen]) for own, seen in zip(owners.T, here.T, strict=True)]
-    return np.array([int(count.argmax()) if count.size else 0 for count in counted])
-
-
 def main(config: Config) -> None:
     """Run all scenarios of the studies, write the figures and print the tables."""
     if config.quick:
@@ -308,12 +279,18 @@ def main(config: Config) -> None:
     dataset = tasks.load(config, task)
     out = config.out or Path("results") / f"adversaries_{config.dataset}"
     out.mkdir(parents=True, exist_ok=True)
-    identity = {
-        "config": results.config_dict(dataclasses.replace(config, studies=()), task),
-        "data": provenance.of_data(dataset, config.data_dir),
-        "environment": provenance.environment(),
-    }
-    content = resumed(out / "adversaries.json", identity)
+    options = results.config_dict(dataclasses.replace(config, studies=()), task)
+    data = provenance.of_data(dataset, config.data_dir)
+    environment = provenance.identity(options, data)["environment"]
+    identity = {"config": options, "data": data, "environment": environment}
+    with mx.checkpoint.exclusive(out):
+        run_studies(config, task, dataset, out, resumed(out / "adversaries.json", identity))
+
+
+def run_studies(
+    config: Config, task: tasks.Task, dataset: mx.data.Dataset, out: Path, content: dict[str, Any]
+) -> None:
+    """All seeds that `content` lacks; each is written as it comes."""
     console = rich.console.Console()
     for study in config.studies:
         chosen = scenarios.STUDIES[study](task, len(dataset.classes))

@@ -77,7 +77,8 @@ class Attack(NamedTuple):
     adaptive: bool = False
 
 
-def _noise_epsilon(rounds: int, delta: float, *, sigma: float, clip_norm: float) -> float:
+def noise_epsilon(rounds: int, delta: float, *, sigma: float, clip_norm: float) -> float:
+    """What noise on clipped updates guarantees each client over all rounds."""
     multiplier = mx.accounting.noise_multiplier(sigma, clip_norm)
     return mx.accounting.gaussian_epsilon(multiplier, rounds, delta)
 
@@ -92,17 +93,19 @@ def _unit_cosines(probe: mx.attacks.Probe, units: mx.units.Units, terms: sim.Ter
     return sim.unit_cosine(sim.Statistics(*terms, lengths))
 
 
+NOISY = Defence(
+    "noise σ={sigma:g}",
+    "#edae49",
+    markers="os^v",
+    cases=lambda task: [{"sigma": s, "clip_norm": task.clip_norm} for s in task.noise],
+    perturb=mx.defences.noisy_gradient,
+    traced=("sigma",),
+    epsilon=noise_epsilon,
+)
+
 DEFENCES = {
     "none": Defence("plain FL", "#d1495b"),
-    "noisy": Defence(
-        "noise σ={sigma:g}",
-        "#edae49",
-        markers="os^v",
-        cases=lambda task: [{"sigma": s, "clip_norm": task.clip_norm} for s in task.noise],
-        perturb=mx.defences.noisy_gradient,
-        traced=("sigma",),
-        epsilon=_noise_epsilon,
-    ),
+    "noisy": NOISY,
     "top_k": Defence(
         "top {fraction:.0%}",
         "#8f5aa8",
@@ -119,33 +122,21 @@ DEFENCES = {
         mix=mx.mixing.proxy,
         moves="units",
     ),
-    "mixnn_noisy": Defence(
-        "MixNN, noise σ={sigma:g}",
-        "#4f772d",
-        markers="os^v",
-        cases=lambda task: [{"sigma": s, "clip_norm": task.clip_norm} for s in task.noise],
-        perturb=mx.defences.noisy_gradient,
-        mix=_full_round,
-        moves="units",
-        traced=("sigma",),
-        epsilon=_noise_epsilon,
+    "mixnn_noisy": NOISY._replace(
+        label="MixNN, noise σ={sigma:g}", color="#4f772d", mix=_full_round, moves="units"
     ),
 }
 
+PASSIVE = Attack(
+    "passive server",
+    lambda auxiliary, mesh: sim.passive(auxiliary, mesh=mesh),
+    _unit_cosines,
+    passive=True,
+)
+
 ATTACKS = {
-    "passive": Attack(
-        "passive server",
-        lambda auxiliary, mesh: sim.passive(auxiliary, mesh=mesh),
-        _unit_cosines,
-        passive=True,
-    ),
-    "adaptive": Attack(
-        "adaptive server",
-        lambda auxiliary, mesh: sim.passive(auxiliary, mesh=mesh),
-        _unit_cosines,
-        passive=True,
-        adaptive=True,
-    ),
+    "passive": PASSIVE,
+    "adaptive": PASSIVE._replace(label="adaptive server", adaptive=True),
     "active": Attack(
         "active server",
         lambda auxiliary, mesh: sim.active(auxiliary, mesh=mesh),

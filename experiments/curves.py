@@ -21,6 +21,8 @@ FEW = 4
 """Seeds below which an interval says nothing."""
 LAST = ("slots", "tracks")
 """Lists round by round, of which the last counts."""
+LATER = ("exact", "purity", "source")
+"""The columns whose chance is of whole updates and not of an attribute."""
 COLUMNS = {
     "accuracy": "accuracy",
     "slots": "∇Sim slots",
@@ -62,7 +64,7 @@ def table(content: dict[str, Any], study: str) -> rich.table.Table:
     """Percent, means over seeds with half the width of their 95 % interval."""
     config, rows = content["config"], content["studies"][study]
     first = next(iter(rows.values()))
-    chance = 100 * np.mean([seed["chance"] for seeds in rows.values() for seed in seeds])
+    chance = chance_of_attribute(rows)
     grid = rich.table.Table(
         title=f"{config['dataset']}, {study.replace('_', ' ')}: {config['rounds']} rounds, "
         f"{len(first)} seeds; chance of ∇Sim {chance:.0f} %",
@@ -80,11 +82,8 @@ def table(content: dict[str, Any], study: str) -> rich.table.Table:
         grid.add_column(label, justify="right", max_width=8)
     for label, seeds in rows.items():
         grid.add_row(label, *(percent(values(seeds, name)) for name in COLUMNS))
-    chances = [f"chance_{name}" for name in ("exact", "purity", "source")]
-    largest = max(rows.values(), key=lambda seeds: seeds[0]["chance_exact"] < 1)
-    cells = [f"{100 * np.mean([seed[name] for seed in largest]):.2g}" for name in chances]
     grid.add_section()
-    grid.add_row("chance, MixNN", "", *[f"{chance:.0f}"] * 3, *cells)
+    grid.add_row("chance, MixNN", *chances(rows))
     return grid
 
 
@@ -101,15 +100,20 @@ def markdown(content: dict[str, Any], study: str) -> str:
         lines.append(
             f"| {' | '.join([label, *cells, '∞' if epsilon is None else f'{epsilon:.2g}'])} |"
         )
-    mixed = [seed for seeds in rows.values() for seed in seeds if seed["chance_exact"] < 1]
-    chance = {
-        name: np.mean([seed[f"chance_{name}"] for seed in mixed]) for name in ("purity", "source")
-    }
-    attribute = np.mean([seed["chance"] for seeds in rows.values() for seed in seeds])
-    cells = ["", *[f"{100 * attribute:.0f}"] * 3, "0"]
-    cells += [f"{100 * value:.0f}" for value in chance.values()]
-    lines.append(f"| *chance behind MixNN* | {' | '.join([*cells, ''])} |")
+    lines.append(f"| *chance behind MixNN* | {' | '.join([*chances(rows), ''])} |")
     return "\n".join(lines)
+
+
+def chance_of_attribute(rows: dict[str, list[dict[str, Any]]]) -> float:
+    """Percent, the mean over all seeds."""
+    return 100 * float(np.mean([seed["chance"] for seeds in rows.values() for seed in seeds]))
+
+
+def chances(rows: dict[str, list[dict[str, Any]]]) -> list[str]:
+    """A cell for each of `COLUMNS`: percent, of the first scenario that mixes units."""
+    mixed = next(seeds for seeds in rows.values() if seeds[0]["chance_exact"] < 1)
+    own = [100 * np.mean([seed[f"chance_{name}"] for seed in mixed]) for name in LATER]
+    return ["", *[f"{chance_of_attribute(rows):.0f}"] * 3, *(f"{value:.2g}" for value in own)]
 
 
 def percent(column: np.ndarray) -> str:
@@ -135,7 +139,7 @@ def draw(content: dict[str, Any], study: str, path: Path) -> None:
             )
             axis.plot(at, mean, color=color, marker=marker, linestyle=line, label=label)
             axis.fill_between(at, low, high, color=color, alpha=0.15, linewidth=0)
-        chance = 100 * np.mean([seed["chance"] for seeds in rows.values() for seed in seeds])
+        chance = chance_of_attribute(rows)
         axis.axhline(chance, color="black", linestyle=(0, (1, 2)), linewidth=1.2)
         axis.annotate("chance of ∇Sim", (at[-1], chance), ha="right", va="bottom", fontsize=9)
         axis.set_xticks(at, list(rows))

@@ -59,10 +59,9 @@ def main(config: Config) -> None:
     task = tasks.resolve(config)
     console = rich.console.Console()
     dataset = tasks.load(config, task)
-    model = task.model(len(dataset.classes))
-    first = training.split_people(dataset, 0, task.auxiliary, sweep=False)
-    graph = training.graph_of(model, first)
-    setting = training.Setting(model, task, Case("none", "passive"), config.rounds, graph)
+    setting = training.Setting(
+        task.model(len(dataset.classes)), task, Case("none", "passive"), config.rounds
+    )
     chosen = {
         case.label: case.build() for case in conditions.cases(config.defences, "passive", task)
     }

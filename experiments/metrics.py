@@ -44,7 +44,7 @@ def behind_mix(
         return run
     # the updates that the records may keep are the unmixed ones
     start, records = without_updates(run)
-    server = servers.looking(graph, len(split.known), case.undone)
+    server = servers.looking(graph, servers.scoring(len(split.known)), case.undone)
     memory = ()
     if server.init is not None:
         clients = records.loss.shape[1]
@@ -196,10 +196,9 @@ def _pseudonyms(
     slots: np.ndarray, origins: np.ndarray, units: mx.units.Units, clients: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """The rows that are people, and who each is: the commonest owner of its largest layer."""
-    sizes = list(mx.units.parameter_counts(units).values())
-    owners = mx.evaluation.owners(slots, origins)[..., int(np.argmax(sizes))]
+    owners = mx.evaluation.owners(slots, origins)[..., servers.largest(units)]
     rows = np.flatnonzero((owners < clients).all(axis=0))
-    return rows, np.array([np.bincount(owners[:, row]).argmax() for row in rows])
+    return rows, servers.commonest(owners[:, rows], owners[:, rows] < clients)
 
 
 def _scored(run: Trajectory) -> Trajectory:

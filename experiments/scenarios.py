@@ -13,6 +13,7 @@ import numpy as np
 import optax
 
 import mixjax as mx
+from experiments import conditions
 from experiments.servers import Undone
 from experiments.tasks import Task
 from mixjax.attacks import channels
@@ -114,7 +115,7 @@ class Scenario(NamedTuple):
 
     def defence(self, task: Task) -> mx.defences.Defence:
         """What clients and proxy do."""
-        parts = [mx.defences.Defence(mx.defences.none().perturb, self.mix())]
+        parts = [conditions.with_mix(mx.defences.none(), self.mix())]
         if self.kept < 1:
             parts.insert(0, mx.defences.top_k(self.kept))
         if self.sigma:
@@ -158,8 +159,7 @@ class Scenario(NamedTuple):
         """What the noise guarantees each client over all rounds; None without."""
         if not self.sigma:
             return None
-        multiplier = mx.accounting.noise_multiplier(self.sigma, task.clip_norm)
-        return float(mx.accounting.gaussian_epsilon(multiplier, rounds, delta))
+        return conditions.noise_epsilon(rounds, delta, sigma=self.sigma, clip_norm=task.clip_norm)
 
 
 def defences(task: Task, classes: int) -> list[Scenario]:

@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 import mixjax as mx
 from experiments import knowledge
@@ -24,7 +25,7 @@ class Findings(NamedTuple):
 
     Attributes:
       slots: `[rows, units]`: where each row's units were.
-      scores: `[rows, levels, values]`, ∇Sim's of the rows.
+      scores: `[rows, ...]`, ∇Sim's of the rows.
     """
 
     slots: jax.Array
@@ -40,24 +41,33 @@ def measuring(attack: Attack, graph: channels.Graph, levels: int) -> Attack:
       levels: of knowledge; see `knowledge.by_level`.
     """
     known = knowledge.by_level(attack, levels)
-    whole = unmix.attack(graph, tracks.attack(known))
-    return Attack(None, known.prepare, whole.measure, looking(graph, levels, "nothing").observe)
+    plain = looking(graph, scoring(levels), "nothing")
+    return Attack(None, known.prepare, measure(graph, known), plain.observe)
+
+
+def measure(graph: channels.Graph, score: Attack) -> mx.attacks.base.Measure:
+    """Couplings, sketches and the terms of ∇Sim: what `looking` reads."""
+    own = unmix.attack(graph, tracks.attack(score)).measure
+    assert own is not None
+    return own
 
 
 @functools.cache
-def looking(graph: channels.Graph, levels: int, undone: Undone) -> Attack:
+def looking(
+    graph: channels.Graph, score: Attack, undone: Undone, gauge: float | None = None
+) -> Attack:
     """The server's conclusions from the measures of `measuring`; its findings are `Findings`.
 
     One object for equal arguments: replaying it is compiled once.
 
     Args:
       graph: the model's channels.
-      levels: of knowledge.
+      score: ∇Sim from its terms; see `scoring`.
       undone: what it reverts: nothing, moves of whole updates, or of units.
+      gauge: see `unmix.attack`.
     """
-    score = scoring(levels)
     follow = tracks.attack(score)
-    join = unmix.attack(graph, follow)
+    join = unmix.attack(graph, follow, gauge=gauge)
 
     def plain(key: Any, probe: Any, seen: mx.observation.Observation) -> Findings:
         _, (sketches, terms) = seen.measures
@@ -91,3 +101,19 @@ def scoring(levels: int) -> Attack:
 def terms(tree: Any) -> Any:
     """∇Sim's part of the measures of `measuring`."""
     return tree[1][1]
+
+
+def largest(units: mx.units.Units) -> int:
+    """The unit of most parameters, the first of equals."""
+    return int(np.argmax(list(mx.units.parameter_counts(units).values())))
+
+
+def commonest(owners: np.ndarray, here: np.ndarray) -> np.ndarray:
+    """Who each row is: the owner of most of its appearances, 0 for one that never appears.
+
+    Args:
+      owners: `[rounds, rows]`.
+      here: in which rounds a row appears.
+    """
+    counted = [np.bincount(own[seen]) for own, seen in zip(owners.T, here.T, strict=True)]
+    return np.array([int(count.argmax()) if count.size else 0 for count in counted])

@@ -6,6 +6,7 @@ it. One trajectory therefore serves every mixing; noise and an active server hav
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,7 +32,7 @@ class Setting(NamedTuple):
       case: under which attack, and what clients do to their updates. Parameters that one program
         takes all values of are left out.
       rounds: number of rounds.
-      graph: the model's channels, by which an adaptive server joins layers.
+      graph: the model's channels, by which an adaptive server joins layers; of no server's none.
       mixed: whether the case's mixing is done for real, on tensors, before they are averaged.
       keep_updates: whether the record keeps every update.
     """
@@ -40,7 +41,7 @@ class Setting(NamedTuple):
     task: Task
     case: Case
     rounds: int
-    graph: channels.Graph
+    graph: channels.Graph = channels.Graph(())
     mixed: bool = False
     keep_updates: bool = False
 
@@ -213,6 +214,20 @@ def graph_of(model: nn.Module, split: Split) -> channels.Graph:
     return channels.trace(model, mx.models.initial(model, jax.random.key(0), inputs), inputs)
 
 
+def accuracy_on(
+    model: nn.Module, test: mx.data.ClientData, mesh: jax.sharding.Mesh | None = None
+) -> Callable[[Any], jax.Array]:
+    """`params -> [clients]`: the share of each participant's held-out examples told right."""
+
+    def one(params: Any, client: mx.data.ClientData) -> tuple[tuple[()], jax.Array]:
+        logits: Any = model.apply({"params": params}, client.examples.inputs)
+        right = jnp.argmax(logits, axis=-1) == client.examples.labels
+        real = jnp.arange(right.shape[0]) < client.counts
+        return (), jnp.sum(right & real) / client.counts
+
+    return lambda params: mx.cohort.fold(one, params, test, mesh=mesh)[1]
+
+
 def federation(
     setting: Setting,
     mesh: jax.sharding.Mesh,
@@ -220,17 +235,6 @@ def federation(
     traced: dict[str, jax.Array],
 ) -> mx.federation.Federation:
     """The federation under attack."""
-    model = setting.model
-
-    def test_accuracy(params: Any) -> jax.Array:
-        def one(params: Any, client: mx.data.ClientData) -> tuple[tuple[()], jax.Array]:
-            logits: Any = model.apply({"params": params}, client.examples.inputs)
-            right = jnp.argmax(logits, axis=-1) == client.examples.labels
-            real = jnp.arange(right.shape[0]) < client.counts
-            return (), jnp.sum(right & real) / client.counts
-
-        return mx.cohort.fold(one, params, split.test, mesh=mesh)[1]
-
     levels, values = split.auxiliary.counts.shape
     even = levels * values % mesh.size == 0
     attack = setting.case.server.make(split.rows(), mesh if even else None)
@@ -244,7 +248,7 @@ def federation(
         attack=servers.measuring(attack, setting.graph, levels),
         # the mean of the mixed tensors themselves: what the shortcut must agree with
         aggregate=dataclasses.replace(mx.aggregation.mean, additive=not setting.mixed),
-        evaluate=test_accuracy,
+        evaluate=accuracy_on(setting.model, split.test, mesh),
         keep_updates=setting.keep_updates,
         keep_probe=True,
         mesh=mesh,

@@ -13,10 +13,10 @@ from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
 from mixjax import _validate
+from mixjax.attacks._sums import by_channel
 from mixjax.attacks.channels import Graph, Hidden, rescaled
 from mixjax.client import LocalResult, LocalTraining
 from mixjax.data import ClientData
@@ -148,9 +148,5 @@ def _squares(leaves: Sequence[Array], hidden: Hidden) -> Float[Array, " channels
     total = jnp.zeros(hidden.size, widest(leaves))
     for role in hidden.feeds:
         square = jnp.square(leaves[role.leaf].astype(total.dtype))
-        axis = square.ndim + role.axis
-        row = jnp.sum(square, axis=tuple(at for at in range(square.ndim) if at != axis))
-        channels = np.array(role.channels)
-        # a number too large drops what belongs to no channel
-        total = total.at[np.where(channels < 0, hidden.size, channels)].add(row, mode="drop")
+        total += by_channel(square, role, hidden.size)
     return total

@@ -12,7 +12,7 @@ import pytest
 from helpers import assert_close, assert_equal, single
 
 import mixjax as mx
-from examples.follow_units import follow_units, purity
+from examples.follow_units import by_unit, follow_units
 
 CLIENTS, ROUNDS = 6, 5
 KEY = jax.random.key(3)
@@ -252,8 +252,10 @@ def test_an_outsiders_attack_follows_units_under_any_granularity(granularity: An
     assert found.shape == origins.shape
     # of a single number the cosine is only its sign
     sizes = mx.units.parameter_counts(mx.units.partition(PARAMS, granularity)).values()
-    np.testing.assert_array_equal(purity(found, origins)[np.array(list(sizes)) > 1], 1.0)
-    blind = purity(np.random.default_rng(0).permuted(found, axis=1), origins)
+    pure = mx.evaluation.purity(*by_unit(found, origins))
+    np.testing.assert_array_equal(pure[np.array(list(sizes)) > 1], 1.0)
+    dealt = np.random.default_rng(0).permuted(found, axis=1)
+    blind = mx.evaluation.purity(*by_unit(dealt, origins))
     assert blind.max() < 0.8
 
 

@@ -342,3 +342,15 @@ def test_the_attribute_attack_on_assemblies_is_that_of_plain_learning() -> None:
 def test_what_fits_not_is_refused(call: Any, message: str) -> None:
     with pytest.raises(mx.InputError, match=message):
         call()
+
+
+def test_updates_that_are_not_finite_are_refused_by_client() -> None:
+    _model, params, graph, _inputs = setting("mlp")
+    updates = updates_of("mlp", 0.02, 3)
+    broken = jax.tree.map(lambda leaf: leaf.at[4].set(jnp.nan), updates)
+    with pytest.raises(mx.InputError, match=r"finite updates of active clients; got .* client 4"):
+        unmix.assemble(jax.random.key(0), params, broken, graph)
+    assembly = unmix.assemble(
+        jax.random.key(0), params, broken, graph, active=jnp.arange(CLIENTS) != 4
+    )
+    assert (assembly.slots[4] == 4).all()

@@ -5,10 +5,17 @@ leave. Equations count by their precision, which follows the residuals. It start
 that is coupled most, and joins the one next that shares most with what is joined.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import scipy.optimize
+from jaxtyping import Array, Float, Int
+
+from mixjax import _validate
+from mixjax.types import PRNGKey
 
 # floors of an equation's residual, as shares of its spread: equations that hold come to count most
 SHARES = (1.0, 0.3, 0.1, 0.03, 0.01)
@@ -30,6 +37,30 @@ class System(NamedTuple):
     parts: np.ndarray
     has: np.ndarray
     shared: np.ndarray
+
+
+def called(
+    solver: Callable[..., tuple[np.ndarray, np.ndarray]],
+    key: PRNGKey,
+    shape: tuple[int, int],
+    seen: tuple[Any, ...],
+) -> tuple[Int[Array, "clients units"], Float[Array, " clients"]]:
+    """Slots and confidence by `solver(seed, *seen)`, on the host, from a compiled program."""
+    like = (jax.ShapeDtypeStruct(shape, jnp.int32), jax.ShapeDtypeStruct(shape[:1], jnp.float32))
+    seed = jax.random.bits(key, (), jnp.uint32)
+    return jax.pure_callback(solver, like, seed, *seen, vmap_method="sequential")
+
+
+def check_finite(rows: Any, active: Any) -> None:
+    """Refuse active clients of whose updates a measure is not finite."""
+    rows = np.asarray(rows)
+    finite = np.isfinite(rows).all(axis=tuple(range(1, rows.ndim)))
+    broken = np.flatnonzero(np.asarray(active) & ~finite)
+    if broken.size:
+        raise _validate.InputError(
+            f"expected finite updates of active clients; got NaN, infinite or too large numbers of "
+            f"client {broken[0]}. Leave it out with active."
+        )
 
 
 def solve(

@@ -82,6 +82,11 @@ class Graph(NamedTuple):
     norms: tuple[Norm, ...] = ()
     layers: tuple[tuple[Role, ...], ...] = ()
 
+    @property
+    def channels(self) -> int:
+        """The number of hidden channels."""
+        return sum(hidden.size for hidden in self.hidden)
+
 
 def of_pairs(
     params: ParamShapes, pairs: Iterable[tuple[str, str]], *, outputs_first: bool = False

@@ -31,6 +31,7 @@ from jaxtyping import Array, Float
 
 from mixjax import _axes
 from mixjax import units as units_lib
+from mixjax.attacks._sums import by_unit_and_channel
 from mixjax.attacks.channels import Graph, Role
 from mixjax.types import Params, widest
 
@@ -72,8 +73,7 @@ def measure(graph: Graph, params: Params, units: units_lib.Units, update: Params
 
 def equations(graph: Graph) -> int:
     """The number of laws: one a hidden channel, and one a channel of a normalization."""
-    hidden = sum(one.size for one in graph.hidden)
-    return hidden + sum(len(norm.groups) for norm in graph.norms)
+    return graph.channels + sum(len(norm.groups) for norm in graph.norms)
 
 
 def laws(
@@ -94,7 +94,7 @@ def laws(
     dtype, count = widest(update), len(units.names)
 
     def summed(product: Array, role: Role, size: int) -> Array:
-        return _by_channel(product, role, units.labels[role.leaf], count, size)
+        return by_unit_and_channel(product, role, units.labels[role.leaf], count, size)
 
     parts = [jnp.zeros((count, 0), dtype)]
     for hidden in graph.hidden:
@@ -139,8 +139,8 @@ def lengths(
         for role in roles:
             weight, labels = weights[role.leaf].astype(dtype), units.labels[role.leaf]
             moved = weight + moves[role.leaf].astype(dtype)
-            before += _by_channel(jnp.square(weight), role, labels, count, size)
-            after += _by_channel(jnp.square(moved), role, labels, count, size)
+            before += by_unit_and_channel(jnp.square(weight), role, labels, count, size)
+            after += by_unit_and_channel(jnp.square(moved), role, labels, count, size)
         known = (before > 0) & (after > 0)
         return jnp.log(jnp.where(known, after, 1) / jnp.where(known, before, 1)) / 2
 
@@ -148,23 +148,6 @@ def lengths(
     feeds = [longer(hidden.feeds, hidden.size) for hidden in graph.hidden]
     reads = [longer(hidden.reads, hidden.size) for hidden in graph.hidden]
     return jnp.concatenate([none, *feeds], axis=1), jnp.concatenate([none, *reads], axis=1)
-
-
-def _by_channel(
-    product: Array, role: Role, labels: units_lib.Labels, units: int, size: int
-) -> Array:
-    """`[units, size]`: sums of a leaf's products, by unit and channel."""
-    channels = np.array(role.channels)
-    # a number too large drops what belongs to no channel
-    if labels.whole:
-        axis = product.ndim + role.axis
-        row = jnp.sum(product, axis=tuple(at for at in range(product.ndim) if at != axis))
-        sums = jax.ops.segment_sum(row, np.where(channels < 0, size, channels), size + 1)[:-1]
-        return jnp.zeros((units, size), product.dtype).at[labels.array.item()].set(sums)
-    along = channels.reshape(-1, *[1] * (-1 - role.axis))
-    ids = np.where(along < 0, units * size, labels.array * size + along)
-    ids = np.broadcast_to(ids, product.shape).ravel()
-    return jax.ops.segment_sum(product.ravel(), ids, units * size + 1)[:-1].reshape(units, size)
 
 
 def shared(graph: Graph, units: units_lib.Units, update: Params) -> Float[Array, "units features"]:
@@ -190,9 +173,9 @@ def shared(graph: Graph, units: units_lib.Units, update: Params) -> Float[Array,
         total, square, biases = (jnp.zeros(shape, dtype) for _ in range(3))
         for role in layer:
             move, labels = moves[role.leaf].astype(dtype), units.labels[role.leaf]
-            summed = _by_channel(move, role, labels, count, size)
+            summed = by_unit_and_channel(move, role, labels, count, size)
             total += summed
-            square += _by_channel(jnp.square(move), role, labels, count, size)
+            square += by_unit_and_channel(jnp.square(move), role, labels, count, size)
             biases += summed if move.ndim == 1 else jnp.zeros(shape, dtype)
         parts += [total, jnp.sqrt(square)]
         # inputs after a ReLU are positive: a channel's sum moves as its bias does

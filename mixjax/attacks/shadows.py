@@ -22,8 +22,9 @@ from mixjax import _axes, _validate, cohort, measures
 from mixjax import data as data_lib
 from mixjax import units as units_lib
 from mixjax.attacks import _descent, _then, couplings
+from mixjax.attacks._sums import by_unit_and_channel
 from mixjax.attacks.base import Attack, Probe
-from mixjax.attacks.channels import Graph
+from mixjax.attacks.channels import Graph, Role
 from mixjax.attacks.couplings import Couplings
 from mixjax.attacks.unmix import Assembly, _check_graph
 from mixjax.client import LocalTraining
@@ -133,19 +134,11 @@ def attack(
         pool, own = memory
         rows = pool.rows.at[pool.rounds % last].set(probe.references.rows)
         clients, coupled, rest = observation.measures
-        like = (
-            jax.ShapeDtypeStruct(clients.shape[:2], jnp.int32),
-            jax.ShapeDtypeStruct(clients.shape[:1], jnp.float32),
-        )
-        slots, confidence = jax.pure_callback(
+        slots, confidence = _descent.called(
             functools.partial(_solve, tied, components, ridge),
-            like,
-            jax.random.bits(own_key, (), jnp.uint32),
-            rows,
-            clients,
-            coupled,
-            observation.active,
-            vmap_method="sequential",
+            own_key,
+            clients.shape[:2],
+            (rows, clients, coupled, observation.active),
         )
         seen = _then.reordered(slots, observation, rest)
         own, findings = inner.observe(then_key, own, _inner(probe), seen)
@@ -198,12 +191,7 @@ def assemble(
     coupled = jax.vmap(lambda update: couplings.measure(tied, params, units, update))(updates)
     seed = jax.random.bits(key, (), jnp.uint32)
     own = _rows(params, units, updates, width)
-    broken = np.flatnonzero(np.asarray(active) & ~np.isfinite(own).all(axis=(1, 2, 3)))
-    if broken.size:
-        raise _validate.InputError(
-            f"expected finite updates of active clients; got NaN, infinite or too large numbers of "
-            f"client {broken[0]}. Leave it out with active."
-        )
+    _descent.check_finite(own, active)
     found = _solve(tied, components, ridge, seed, rows[None], own, coupled, active)
     return Assembly(*map(jnp.asarray, found))
 
@@ -237,7 +225,11 @@ def features(
             where = (before + np.arange(size)) % width
             signs = rng.choice([-1.0, 1.0], (1, size)).astype(dtype)
             before += size
-            sums = [_along(product, axis, labels, count) for product in (move, weighted, squared)]
+            role = Role(-1, axis - leaf.ndim, tuple(range(size)))
+            sums = [
+                by_unit_and_channel(product, role, labels, count, size)
+                for product in (move, weighted, squared)
+            ]
             sums[-1] = jnp.sqrt(sums[-1])
             kinds = [
                 kind.at[:, where].add(signs * own) for kind, own in zip(kinds, sums, strict=True)
@@ -273,18 +265,6 @@ def halves(seed: int, data: ClientData, copies: int) -> ClientData:
     return data_lib.stack(people, capacity=capacity)
 
 
-def _along(product: Array, axis: int, labels: units_lib.Labels, units: int) -> Array:
-    """`[units, channels]`: sums of a leaf's products, by unit and place along an axis."""
-    size = product.shape[axis]
-    if labels.whole:
-        others = tuple(other for other in range(product.ndim) if other != axis)
-        sums = jnp.zeros((units, size), product.dtype)
-        return sums.at[labels.array.item()].set(jnp.sum(product, axis=others))
-    places = np.expand_dims(np.arange(size), [at for at in range(product.ndim) if at != axis])
-    ids = np.broadcast_to(labels.array * size + places, product.shape).ravel()
-    return jax.ops.segment_sum(product.ravel(), ids, units * size).reshape(units, size)
-
-
 def _inner(probe: Probe) -> Probe:
     return Probe(probe.params, probe.references.then)
 
@@ -315,10 +295,9 @@ def _solve(
     rows, clients = np.asarray(rows, np.float64), np.asarray(clients, np.float64)
     rows = rows.reshape(-1, *rows.shape[2:])
     rows = rows[(rows != 0).any(axis=(1, 2, 3))]
-    loose = sum(hidden.size for hidden in graph.hidden)
     learned = _mapped(rows, clients, components, ridge)
     shared = np.concatenate([coupled.shared, learned], axis=2)
-    return _descent.solve(coupled.laws, shared, active, int(seed), loose)
+    return _descent.solve(coupled.laws, shared, active, int(seed), graph.channels)
 
 
 def _mapped(rows: np.ndarray, clients: np.ndarray, components: int, ridge: float) -> np.ndarray:

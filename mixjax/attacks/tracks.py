@@ -112,7 +112,7 @@ def attack(
     return Attack(init, prepare, measure, observe)
 
 
-def start(clients: int, units: int, last: int, width: int) -> Tracks:
+def start(clients: int, units: int, last: int = 3, width: int = 256) -> Tracks:
     """The memory before the first round; see `attack`."""
     seen = jnp.zeros((clients, units, last, width), jnp.float32)
     return Tracks(seen, jnp.zeros((clients, units), jnp.int32))

@@ -76,18 +76,11 @@ def attack(graph: Graph, then: Attack | None = None, *, gauge: float | None = No
     ) -> tuple[Memory, Assembly]:
         own_key, then_key = jax.random.split(key)
         coupled, rest = observation.measures
-        clients, units = coupled.laws.shape[:2]
-        like = (
-            jax.ShapeDtypeStruct((clients, units), jnp.int32),
-            jax.ShapeDtypeStruct((clients,), jnp.float32),
-        )
-        slots, confidence = jax.pure_callback(
+        slots, confidence = _descent.called(
             functools.partial(_solve, graph, gauge),
-            like,
-            jax.random.bits(own_key, (), jnp.uint32),
-            coupled,
-            observation.active,
-            vmap_method="sequential",
+            own_key,
+            coupled.laws.shape[:2],
+            (coupled, observation.active),
         )
         seen = _then.reordered(slots, observation, rest)
         memory, findings = inner.observe(then_key, memory, probe, seen)
@@ -131,7 +124,7 @@ def assemble(
         back. None where they don't.
 
     Raises:
-      InputError: for updates of another model, or a negative gauge.
+      InputError: for updates of another model or that are not finite, or a negative gauge.
     """
     _validate.check_key(key)
     _check_graph(graph)
@@ -144,6 +137,8 @@ def assemble(
     _axes.check_active(active, clients)
 
     rows = jax.vmap(lambda update: couplings.measure(graph, params, units, update))(updates)
+    for rows_of in rows:
+        _descent.check_finite(rows_of, active)
     found = _solve(graph, gauge, jax.random.bits(key, (), jnp.uint32), rows, active)
     return Assembly(*map(jnp.asarray, found))
 
@@ -152,10 +147,9 @@ def _solve(
     graph: Graph, gauge: float | None, seed: Any, coupled: couplings.Couplings, active: Any
 ) -> Any:
     laws, shared, feeds, reads = map(np.asarray, coupled)
-    loose = sum(hidden.size for hidden in graph.hidden)
     if gauge is not None:
         laws = _alike(feeds, reads, np.asarray(active), gauge)
-    return _descent.solve(laws, shared, active, int(seed), loose)
+    return _descent.solve(laws, shared, active, int(seed), graph.channels)
 
 
 def _alike(feeds: np.ndarray, reads: np.ndarray, active: np.ndarray, gauge: float) -> np.ndarray:

@@ -44,11 +44,7 @@ def bootstrap(values: Values, *, resamples: int = 2000, seed: int = 0) -> Interv
     """
     _validate.check_positive(resamples, "resamples", integer=True)
     _validate.check_seed(seed)
-    values = _validate.host_array(values, "values").astype(np.float64)
-    if values.ndim != 1 or not values.size or np.isinf(values).any():
-        raise _validate.InputError(
-            f"expected one finite value for each run; got an array of shape {values.shape}."
-        )
+    values = _of_runs(values)
     rng = np.random.default_rng(seed)
     means = rng.choice(values, (resamples, values.size)).mean(axis=1)
     low, high = np.quantile(means, [0.025, 0.975])
@@ -66,14 +62,19 @@ def student(values: Values, confidence: float = 0.95) -> Interval:
     (0.252, 0.748)
     """
     _validate.check_fraction(confidence, "confidence", 1.0)
-    values = _validate.host_array(values, "values").astype(np.float64)
-    if values.ndim != 1 or not values.size or np.isinf(values).any():
-        raise _validate.InputError(
-            f"expected one finite value for each run; got an array of shape {values.shape}."
-        )
+    values = _of_runs(values)
     mean, n = float(values.mean()), int(values.size)
     if n < 2:
         return Interval(mean, float("nan"), float("nan"), n)
     error = values.std(ddof=1) / np.sqrt(n)
     half = float(scipy.stats.t.ppf((1 + confidence) / 2, n - 1) * error)
     return Interval(mean, mean - half, mean + half, n)
+
+
+def _of_runs(values: Values) -> np.ndarray:
+    values = _validate.host_array(values, "values").astype(np.float64)
+    if values.ndim != 1 or not values.size or np.isinf(values).any():
+        raise _validate.InputError(
+            f"expected one finite value for each run; got an array of shape {values.shape}."
+        )
+    return values

@@ -291,6 +291,20 @@ def run(attack: Any, defence: Any, name: str = "sensors") -> Any:
     return start, mx.federation.run(jax.random.key(1), fed, start, mx.data.stack(people), 3)[1]
 
 
+def test_units_joined_to_each_other_and_wrongly_to_the_rest_move_as_one() -> None:
+    rng = np.random.default_rng(0)
+    ends, middle = rng.normal(size=(2, CLIENTS, 40)), rng.normal(size=(CLIENTS, 4))
+    laws = np.zeros((CLIENTS, 4, 84))
+    laws[:, 0, :40], laws[:, 1, :40] = ends[0], -ends[0]
+    laws[:, 1, 40:44], laws[:, 2, 40:44] = middle, -middle
+    laws[:, 2, 44:], laws[:, 3, 44:] = ends[1], -ends[1]
+    system = _descent._system(laws.transpose(1, 0, 2).copy(), 84, 84)
+    own = np.arange(CLIENTS)
+    wrong = np.stack([own, own, np.roll(own, 1), np.roll(own, 1)])
+    found = _descent._descend(system, wrong)
+    np.testing.assert_array_equal(found, np.broadcast_to(found[0], found.shape))
+
+
 def test_a_federation_is_unmixed_round_by_round_and_replayed() -> None:
     graph = setting("sensors")[2]
     attack = unmix.attack(graph)

@@ -1,8 +1,9 @@
 """Permutations of slots, unit by unit, under which the couplings of every person fit.
 
-Coordinate descent: each step moves one unit's slots by a linear assignment to what the others
-leave. Equations count by their precision, which follows the residuals. It starts from the unit
-that is coupled most, and joins the one next that shares most with what is joined.
+Coordinate descent: each step moves one unit's slots, or those of units that hang together, by a
+linear assignment to what the others leave. Equations count by their precision, which follows the
+residuals. It starts from the unit that is coupled most, and joins the one next that shares most
+with what is joined.
 """
 
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.optimize
+import scipy.sparse.csgraph
 from jaxtyping import Array, Float, Int
 
 from mixjax import _validate
@@ -145,22 +147,45 @@ def _weights(system: System, left: np.ndarray, share: float) -> np.ndarray:
 
 
 def _assign(
-    system: System, unit: int, others: np.ndarray, counted: np.ndarray, weights: np.ndarray
+    system: System, own: np.ndarray, others: np.ndarray, counted: np.ndarray, weights: np.ndarray
 ) -> np.ndarray:
-    """The order of a unit's rows that fits what the others sum to.
+    """The order of some units' rows, moved as one, that fits what the others sum to.
 
     Args:
       system: the couplings.
-      unit: which.
-      others: `[assemblies, equations]`, sums over the other units.
+      own: `[assemblies, equations]`, sums over the units that move.
+      others: the same over the other units.
       counted: `[equations]`, how many others an equation speaks of.
       weights: of the equations.
     """
     scale = np.where(system.shared, -1 / np.maximum(counted, 1), 1.0)
     # a matrix of zeros on either side adds nothing
-    used = np.flatnonzero(system.has[unit] & (counted > 0))
+    used = np.flatnonzero((own != 0).any(axis=0) & (counted > 0))
     target = others[:, used] * (scale * weights)[used]
-    return scipy.optimize.linear_sum_assignment(target @ system.parts[unit][:, used].T)[1]
+    return scipy.optimize.linear_sum_assignment(target @ own[:, used].T)[1]
+
+
+def _blocks(strength: np.ndarray, anchor: int) -> list[np.ndarray]:
+    """Sets of units that move as one: each alone, and what hangs together away from the anchor.
+
+    Two units joined wrongly to the rest but rightly to each other move together or not at all. The
+    sets are the branches of the tree that ties each unit to those it is coupled with most.
+    """
+    units = len(strength)
+    alone = [np.array([unit]) for unit in range(units) if unit != anchor]
+    if not 2 < units <= FEW_UNITS:
+        return alone
+    pairs = np.minimum(strength[:, None], strength[None]).sum(axis=2)
+    pairs = pairs / max(pairs.max(), TINY)
+    # a tree of least sums; zero would be no edge
+    tree = scipy.sparse.csgraph.minimum_spanning_tree(2 - pairs)
+    order, parents = scipy.sparse.csgraph.breadth_first_order(tree, anchor, directed=False)
+    branch = np.eye(units, dtype=bool)
+    for unit in order[:0:-1]:
+        branch[parents[unit]] |= branch[unit]
+    return alone + [
+        np.flatnonzero(branch[unit]) for unit in range(units) if 1 < branch[unit].sum() < units
+    ]
 
 
 def _best_order(system: System) -> np.ndarray:
@@ -196,7 +221,7 @@ def _greedy(system: System, first: int) -> np.ndarray:
         shared = np.minimum(strength, cover) @ weights
         unit = int(np.argmax(np.where(rest, shared, -1)))
         rest[unit] = False
-        order[unit] = _assign(system, unit, sums, counted, weights)
+        order[unit] = _assign(system, parts[unit], sums, counted, weights)
         sums += parts[unit][order[unit]]
         cover += strength[unit]
         counted += has[unit]
@@ -204,7 +229,7 @@ def _greedy(system: System, first: int) -> np.ndarray:
 
 
 def _descend(system: System, order: np.ndarray) -> np.ndarray:
-    """One unit after the other put where the others leave least, until nothing moves."""
+    """Units and branches of them put where the others leave least, until nothing moves."""
     parts, has = system.parts, system.has
     joined = _placed(parts, order)
     total, whole = joined.sum(axis=0), np.sum(joined**2, axis=0)
@@ -212,18 +237,20 @@ def _descend(system: System, order: np.ndarray) -> np.ndarray:
     strength = np.square(parts).mean(axis=1)
     for share in SHARES:
         weights = _weights(system, _left(system, total, whole), share)
-        anchor = int(np.argmax(strength @ weights))
+        blocks = _blocks(strength * weights, int(np.argmax(strength @ weights)))
         for _ in range(SWEEPS):
             changed = False
-            for unit in range(len(parts)):
-                if unit == anchor:
+            for block in blocks:
+                before = np.stack([parts[unit][order[unit]] for unit in block])
+                own, counted = before.sum(axis=0), count - has[block].sum(axis=0)
+                best = _assign(system, own, total - own, counted, weights)
+                if np.array_equal(best, np.arange(len(best))):
                     continue
-                before = parts[unit][order[unit]]
-                best = _assign(system, unit, total - before, count - has[unit], weights)
-                changed |= not np.array_equal(best, order[unit])
-                order[unit] = best
-                after = parts[unit][best]
-                total, whole = total - before + after, whole - before**2 + after**2
+                changed = True
+                order[block] = order[block][:, best]
+                total = total - own + own[best]
+                squares = np.square(before).sum(axis=0)
+                whole = whole - squares + squares[best]
             if not changed:
                 break
     return order

@@ -40,7 +40,7 @@ def by_level(attack: Attack, levels: int) -> Attack:
 
     def measure(probe: Probe, units: mx.units.Units, update: Any) -> Any:
         def one(references: Any) -> Any:
-            return own_measure and own_measure(Probe(probe.params, references), units, update)
+            return own_measure and own_measure(probe._replace(references=references), units, update)
 
         return jax.vmap(one, out_axes=1, axis_size=levels)(probe.references)
 
@@ -49,7 +49,7 @@ def by_level(attack: Attack, levels: int) -> Attack:
 
         def one(references: Any, measures: Any, *memory: Any) -> Any:
             seen = observation._replace(measures=measures)
-            return attack.observe(key, *memory, Probe(probe.params, references), seen)
+            return attack.observe(key, *memory, probe._replace(references=references), seen)
 
         return jax.vmap(
             one,

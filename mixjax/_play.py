@@ -30,7 +30,9 @@ class Parts(NamedTuple):
     attack: base.Attack | None
     aggregate: aggregation.Aggregation
     participation: participation_lib.Participation
+    summed: bool
     weighting: str
+    uploads: str
     broken: str
     max_norm: Scalar | None
     granularity: units_lib.Granularity
@@ -44,7 +46,7 @@ class Parts(NamedTuple):
     def stacked(self) -> bool:
         """Whether a round stacks its updates."""
         asked = self.attack is not None and self.attack.updates
-        return self.keep_updates or asked or not self.aggregate.additive
+        return not self.summed and (self.keep_updates or asked or not self.aggregate.additive)
 
 
 def play_round(
@@ -66,7 +68,7 @@ def play_round(
     attack_keys = rounds.attack_keys(state.attack_seed, state.round)
     memories, attack = state.memories, parts.attack
 
-    probe = base.Probe(state.params)
+    probe = base.Probe(state.params, learns=jnp.ones((), bool))
     if attack is not None:
         probe = rounds.prepare(
             attack_keys.prepare, attack, memories.attack, state.params, parts.local
@@ -84,6 +86,7 @@ def play_round(
         weights,
         summed=parts.aggregate.additive,
         stacked=parts.stacked,
+        uploads=parts.uploads,
         max_norm=parts.max_norm,
         chunk_size=parts.chunk_size,
         mesh=parts.mesh,
@@ -104,8 +107,10 @@ def play_round(
     aggregate_memory, mean = rounds.aggregate(
         keys.aggregate, parts.aggregate, memories.aggregate, trained.total, updates, remaining
     )
+    if parts.summed:
+        observation = rounds.only_sum(attack, probe, units, mean, remaining.active)
     params, opt_state = rounds.take_step(parts.optimizer, probe.params, state.opt_state, mean)
-    stepped = jnp.any(remaining.active) & rounds.all_finite(mean, params)
+    stepped = jnp.any(remaining.active) & rounds.all_finite(mean, params) & probe.learns
     params, opt_state, aggregate_memory = rounds.choose_tree(
         stepped,
         (params, opt_state, aggregate_memory),

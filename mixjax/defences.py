@@ -4,6 +4,7 @@ The order is fixed: clip, then noise, on the client; then weights; then mixing, 
 mixed update must not be clipped again: its norm may exceed the bound though its parts don't.
 """
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Iterable
@@ -41,10 +42,12 @@ class Defence(NamedTuple):
     Attributes:
       perturb: `(key, update) -> update`, on each client.
       mix: the distribution of origins, at the proxy; a plain `mixing.Draw` will do.
+      summed: whether the server gets the sum alone, as its only slot.
     """
 
     perturb: Perturb
     mix: mixing.Mix | mixing.Draw
+    summed: bool = False
 
 
 def none() -> Defence:
@@ -139,6 +142,18 @@ def shuffle() -> Defence:
     return Defence(_unchanged, mixing.shuffle())
 
 
+def secure_aggregation() -> Defence:
+    """The server sees the sum of updates and nothing else: the end of the scale.
+
+    An attack's measure is taken of the mean, weights and all, and its observation has one slot.
+    How clients sum without showing their updates (Bonawitz et al. 2017) is not simulated: masks
+    cancel exactly. A sum of one is not forwarded. What it does not hide is what a server makes of
+    the sum: one that sends all but one client a model without a gradient (`attacks.crafted`)
+    reads the update of the one.
+    """
+    return Defence(_unchanged, dataclasses.replace(mixing.keep(), least=2), summed=True)
+
+
 def mixnn(list_size: int | None = None) -> Defence:
     """MixNN: every unit is permuted between the clients on its own.
 
@@ -165,7 +180,7 @@ def compose(*parts: Defence) -> Defence:
     """
     _validate.check_some(parts, "defence such as defences.mixnn()")
     for part in parts:
-        _validate.check_component(part, Defence._fields, "a defence such as defences.mixnn()")
+        _validate.check_component(part, ("perturb", "mix"), "a defence such as defences.mixnn()")
     if len(parts) == 1:
         return parts[0]
 
@@ -174,7 +189,8 @@ def compose(*parts: Defence) -> Defence:
             update = part.perturb(own, update)
         return update
 
-    return Defence(perturb, mixing.compose(*(part.mix for part in parts)))
+    summed = any(part.summed for part in parts)
+    return Defence(perturb, mixing.compose(*(part.mix for part in parts)), summed)
 
 
 def _largest(leaves: list[Array], count: int) -> list[Array]:

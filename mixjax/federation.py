@@ -23,6 +23,7 @@ from mixjax.records import FederationState, Memories, Record
 from mixjax.types import Params, PRNGKey, Scalar
 
 WEIGHTINGS = ("examples", "uniform")
+UPLOADS = ("updates", "models")
 
 
 @runtime_checkable
@@ -86,6 +87,7 @@ def fedavg(
     attack: base.Attack | None = None,
     aggregate: aggregation.Aggregation | aggregation.Reduce = aggregation.mean,
     weighting: str = "examples",
+    uploads: str = "updates",
     participation: participation_lib.Participation | None = None,
     broken: str = "exclude",
     max_norm: Scalar | None = None,
@@ -122,6 +124,9 @@ def fedavg(
         `(updates, active) -> aggregate` will do.
       weighting: "examples" weights clients by their number of examples, "uniform" equally.
         Weights are applied before mixing.
+      uploads: what clients send back: "updates", the difference to the model they got, or
+        "models", from which the server subtracts what it has. It matters where an attack sends
+        clients different models.
       participation: who takes part in a round, of the clients that are active in the data and
         have examples; `participation.everyone()` by default.
       broken: "exclude" leaves broken updates out and says so in the record. "raise" stops: the
@@ -143,6 +148,7 @@ def fedavg(
         part that breaks its contract; on `step`, for bad data, keys or granularity.
     """
     _validate.check_choice(weighting, WEIGHTINGS, "weighting")
+    _validate.check_choice(uploads, UPLOADS, "uploads")
     _validate.check_choice(broken, faults.BROKEN, "broken")
     if max_norm is not None:
         _validate.check_positive(max_norm, "max_norm")
@@ -153,9 +159,7 @@ def fedavg(
     if evaluate is not None:
         _validate.check_signature(evaluate, ("params",), "evaluate")
     _validate.check_mesh(mesh)
-    _validate.check_component(
-        defence, defences.Defence._fields, "a defence such as defences.mixnn()"
-    )
+    _validate.check_component(defence, ("perturb", "mix"), "a defence such as defences.mixnn()")
     if attack is not None:
         base.check(attack)
     parts = Parts(
@@ -170,7 +174,9 @@ def fedavg(
         participation=_validate.check_signature(
             chosen, ("key", "number", "data"), "a participation such as participation.uniform(10)"
         ),
+        summed=defence.summed,
         weighting=weighting,
+        uploads=uploads,
         broken=broken,
         max_norm=max_norm,
         granularity=granularity,
@@ -180,6 +186,11 @@ def fedavg(
         chunk_size=chunk_size,
         mesh=mesh,
     )
+    if parts.summed and not parts.aggregate.additive:
+        raise _validate.InputError(
+            "expected an aggregation that needs the sum alone, as aggregation.mean, behind secure "
+            "aggregation; got one that reads updates one by one."
+        )
     remembers = [
         name
         for name, part in (
@@ -211,7 +222,7 @@ def fedavg(
             _check_attack_seed(attack_seed)
         seed = rounds.seed_of_model(params) if attack_seed is None else jnp.uint32(attack_seed)
         memories = rounds.first_memories(
-            attack, parts.mix, parts.aggregate, params, units, clients or 0
+            attack, parts.mix, parts.aggregate, params, units, clients or 0, summed=parts.summed
         )
         start = jnp.zeros((), jnp.int32)
         return FederationState(params, optimizer.init(params), start, Memories(*memories), seed)

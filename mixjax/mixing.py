@@ -12,6 +12,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
 
 from mixjax import _axes, _draws, _gather, _memory, _validate
 from mixjax import units as units_lib
@@ -160,6 +162,60 @@ def proxy(list_size: int) -> Mix:
         return jnp.zeros((clients, units), by_rank.dtype).at[slots].set(by_rank)
 
     return Mix(draw)
+
+
+def within(groups: npt.ArrayLike, mix: Mix | Draw | None = None) -> Mix:
+    """Mix inside groups of clients only, such as buckets of about equal weight.
+
+    Where weights differ, the length of a forwarded unit tells whose it may be; among clients of
+    about one weight it tells less, but fewer stand for each other.
+    Source: buckets of weights (IntraShuffler, arXiv:2606.02563), our reading.
+
+    >>> buckets = within([0, 0, 1, 1, 1])
+    >>> origins = buckets(jax.random.key(0), jnp.ones(5, bool), 3)
+    >>> sorted(origins[:2, 0].tolist())
+    [0, 1]
+
+    Args:
+      groups: of each client a whole number. Of a group of which one client is active, that client
+        keeps its own place: nothing hides it.
+      mix: what happens inside; `full_round()` by default.
+
+    Raises:
+      InputError: for groups that are no whole numbers, a mix that remembers, or, on use, another
+        number of clients.
+    """
+    groups = _validate.host_array(groups, "groups", "iu")
+    if groups.ndim != 1 or not groups.size:
+        raise _validate.InputError(
+            f"expected groups of one whole number a client; got shape {groups.shape}."
+        )
+    inner = full_round() if mix is None else as_mix(mix)
+    if inner.init is not None:
+        raise _validate.InputError(
+            "expected a mix without memory within groups; got one that remembers. Draw each "
+            "round's origins anew."
+        )
+    members = [np.asarray(groups == group) for group in np.unique(groups)]
+
+    def draw(key: PRNGKey, active: Active, units: int) -> Origins:
+        _check_draw(key, active, units, alone=True)
+        clients = active.shape[0]
+        if clients != groups.size:
+            raise _validate.InputError(
+                f"expected a cohort of the {groups.size} clients that have groups; got {clients}."
+            )
+        own = jnp.arange(clients, dtype=jnp.int32)[:, None]
+        origins = jnp.broadcast_to(own, (clients, units))
+        for one, member in zip(jax.random.split(key, len(members)), members, strict=True):
+            here = active & member
+            # a mask of nobody, or of one on the host, is no cohort
+            enough = jnp.sum(here) > 1
+            drawn = inner.draw(one, here | ~enough, units)
+            origins = jnp.where((member & enough)[:, None], drawn, origins)
+        return origins
+
+    return Mix(draw, inner.least)
 
 
 def _check_draw(key: Any, active: Any, units: Any, *, alone: bool = False) -> None:

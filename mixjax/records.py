@@ -63,8 +63,9 @@ class Record(NamedTuple):
       truth: the simulation's own knowledge.
       metrics: what `evaluate` returned for the new model; None without it.
       excluded: clients that trained and sent a broken update.
-      stepped: whether the server took a step. False where too few updates remained, or where the
-        aggregate or the new model was not finite: the model is then the one of the round before.
+      stepped: whether the server took a step. False where too few updates remained, where the
+        aggregate or the new model was not finite, or where the attack keeps the round's crafted
+        model apart (`Probe.learns`): the model is then the one of the round before.
       probe: what the attack prepared, where `keep_probe` asked for it; else None.
     """
 
@@ -117,6 +118,11 @@ def replay(
     mix = mixing.as_mix(mix)
     count, clients = records.observation.active.shape
     columns = jax.tree.leaves(records.truth.measures)[0].shape[2]
+    if records.truth.origins.shape[1] != clients:
+        raise _validate.InputError(
+            "expected records of a federation whose server sees slots; got one that sees the sum "
+            "alone, behind secure aggregation: no mixing changes it."
+        )
     if mix_keys.shape != (count,):
         raise _validate.InputError(
             f"expected one key for each of {count} rounds; got keys of shape {mix_keys.shape}. "

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 
 from mixjax import _validate
 from mixjax.attacks._sums import by_channel
-from mixjax.attacks.channels import Graph, Hidden, rescaled
+from mixjax.attacks.channels import Graph, Hidden, check_graph, rescaled
 from mixjax.client import LocalResult, LocalTraining
 from mixjax.data import ClientData
 from mixjax.types import Params, PRNGKey, Scalar, floating, threefry, widest
@@ -106,11 +106,7 @@ def at_random(local: LocalTraining, graph: Graph, *, bound: Scalar) -> LocalTrai
 
 def _wrapped(local: LocalTraining, graph: Graph, gauge: _Gauge) -> LocalTraining:
     _validate.check_callable(local, "local training such as client.local_training(...)")
-    if not isinstance(graph, Graph):
-        raise _validate.InputError(
-            "expected a graph from channels.trace(model, params, inputs) or channels.of_pairs("
-            f"params, pairs); got {graph!r}."
-        )
+    check_graph(graph)
 
     def train(key: PRNGKey, params: Params, data: ClientData) -> LocalResult:
         result = local(key, params, data)

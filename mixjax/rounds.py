@@ -27,7 +27,7 @@ from mixjax import _axes, _validate, cohort, faults, mixing
 from mixjax import client as client_lib
 from mixjax import units as units_lib
 from mixjax.aggregation import Aggregation
-from mixjax.attacks.base import Attack, Probe
+from mixjax.attacks.base import Attack, Probe, Send
 from mixjax.client import LocalTraining
 from mixjax.data import ClientData
 from mixjax.defences import Perturb
@@ -121,10 +121,16 @@ def first_memories(
     params: Params,
     units: units_lib.Units,
     clients: int,
+    *,
+    summed: bool = False,
 ) -> tuple[Memory, Memory, Memory]:
-    """What attack, proxy and aggregation remember before the first round; () for nothing."""
+    """What attack, proxy and aggregation remember before the first round; () for nothing.
+
+    Of a server that sees the sum alone the attack has a single slot.
+    """
+    slots = 1 if summed else clients
     memories = (
-        () if attack is None or attack.init is None else attack.init(params, units, clients),
+        () if attack is None or attack.init is None else attack.init(params, units, slots),
         () if mix.init is None else mix.init(clients, len(units.names)),
         () if aggregation.init is None else aggregation.init(params),
     )
@@ -163,7 +169,12 @@ def prepare(
         raise _validate.InputError(
             f"expected attack.prepare to send a model like the server's, {own}; got {sent}."
         )
-    return probe
+    learns = jnp.asarray(probe.learns)
+    if learns.shape != () or learns.dtype != jnp.bool_:
+        raise _validate.InputError(
+            f"expected Probe.learns to be True or False; got {probe.learns!r}."
+        )
+    return probe._replace(learns=learns)
 
 
 def choose(
@@ -218,6 +229,7 @@ def train(
     *,
     summed: bool,
     stacked: bool,
+    uploads: str = "updates",
     max_norm: Scalar | None = None,
     chunk_size: int | None = None,
     mesh: jax.sharding.Mesh | None = None,
@@ -230,26 +242,32 @@ def train(
       perturb: the defence's part on the client.
       attack: whose measure is taken; None takes none.
       units: the partition.
-      probe: the round's; clients start from its params.
+      probe: the round's; clients start from its params, or from what the attack sends each.
       data: the cohort; who is not active trains on no example.
       weights: relative to the active clients.
       summed: whether to return the sum of updates.
       stacked: whether to return the updates.
+      uploads: see `federation.fedavg`.
       max_norm: see `faults.is_sound`.
       chunk_size: see `cohort.fold`.
       mesh: see `cohort.fold`.
     """
     clients = data.active.shape[0]
+    send = None if attack is None else attack.send
 
     def one(shared: Any, client: Any) -> tuple[Any, Any]:
         (key, probe), (data, weight) = shared, client
+        own = probe.params
         keys = client_keys(key, data.ids)
         # local training skips the steps of a client without examples
         counts = jnp.where(data.active, data.counts, 0)
-        result = local(keys.train, probe.params, data._replace(counts=counts))
-        client_lib.check_result(result, probe.params)
+        sent = probe.params if send is None else _sent(send, probe, data.ids)
+        result = local(keys.train, sent, data._replace(counts=counts))
+        client_lib.check_result(result, sent)
         update = perturb(keys.perturb, result.update)
-        _validate.check_update(update, probe.params, "defence.perturb")
+        _validate.check_update(update, sent, "defence.perturb")
+        if send is not None and uploads == "models":
+            update = jax.tree.map(lambda move, *two: move + (two[0] - two[1]), update, sent, own)
         weighted = jax.tree.map(lambda leaf: times(leaf, weight), update)
         # the weighted update is judged: with two arrays a client a million take 8 GB, not 2
         longest = None if max_norm is None else max_norm * weight
@@ -295,6 +313,17 @@ def observe(
         _validate.check_remembered(result, memory, "attack.observe", "findings")
     _validate.check_returned(result[1], "attack.observe")
     return result
+
+
+def only_sum(
+    attack: Attack | None, probe: Probe, units: units_lib.Units, mean: Params, active: Active
+) -> Observation:
+    """What the server sees behind secure aggregation: the mean, as the round's only slot."""
+    measured = None
+    if attack is not None and attack.measure is not None:
+        measured = jax.tree.map(lambda leaf: leaf[None], _measure(attack, probe, units, mean))
+    updates = jax.tree.map(lambda leaf: leaf[None], mean)
+    return Observation(jnp.any(active)[None], measured, updates)
 
 
 def aggregate(
@@ -377,6 +406,17 @@ class _Seen(Observation):
                 f"did not ask for them. {UNASKED[name]}"
             )
         return value
+
+
+def _sent(send: Send, probe: Probe, client: Array) -> Params:
+    """The client's own model."""
+    sent = send(probe, client)
+    came, like = _validate.form(sent), _validate.form(probe.params)
+    if came != like:
+        raise _validate.InputError(
+            f"expected attack.send to send a model like the server's, {like}; got {came}."
+        )
+    return sent
 
 
 def _measure(attack: Attack, probe: Probe, units: units_lib.Units, update: Params) -> PyTree[Any]:

@@ -243,3 +243,32 @@ def test_a_proxy_origin_has_the_entropy_of_the_formula(delays: np.ndarray) -> No
     assert abs(found + bias - entropy) < bound
     for wrong in (np.log(STEADY_K), np.log(np.e * STEADY_K), np.log(2 * STEADY_K - 1)):
         assert abs(found + bias - wrong) > bound
+
+
+def test_buckets_mix_within_and_never_across() -> None:
+    groups = np.array([0, 1, 0, 1, 0, 2])
+    active = jnp.array([True, True, True, True, True, True])
+    mix = mx.mixing.within(groups)
+    keys = jax.random.split(jax.random.key(0), 600)
+    drawn = np.asarray(jax.vmap(lambda key: mix(key, active, 3))(keys))
+    assert (np.sort(drawn, axis=1) == np.arange(6)[None, :, None]).all()
+    assert (groups[drawn] == groups[None, :, None]).all()
+    # uniform inside: a third of 600 draws, and a half
+    for row, others in ((0, 3), (1, 2)):
+        share = (drawn[:, row, 0] == row).mean()
+        assert abs(share - 1 / others) < 4 * np.sqrt(1 / 4 / 600)
+    # units are independent of each other
+    assert abs((drawn[:, 0, 0] == drawn[:, 0, 1]).mean() - 1 / 3) < 4 * np.sqrt(1 / 4 / 600)
+
+
+def test_who_is_alone_in_a_bucket_keeps_its_place() -> None:
+    active = jnp.array([True, False, True, True])
+    drawn = mx.mixing.within([0, 0, 1, 1])(jax.random.key(0), active, 5)
+    assert drawn[:2].tolist() == [[0] * 5, [1] * 5]
+
+
+def test_buckets_of_another_cohort_are_refused() -> None:
+    with pytest.raises(mx.InputError, match="3 clients that have groups; got 4"):
+        mx.mixing.within([0, 0, 1])(jax.random.key(0), jnp.ones(4, bool), 2)
+    with pytest.raises(mx.InputError, match="as an array of integers"):
+        mx.mixing.within([0.5, 1.0])

@@ -44,9 +44,11 @@ DEFINED = {
     "aggregation": "Aggregation Reduce as_aggregation coordinate_median krum mean relative_weights "
     "scale trimmed_mean",
     "attacks": "",
-    "attacks.base": "Attack Init Measure Observe Prepare Probe check",
-    "attacks.channels": "Graph Hidden Norm Role asymmetry of_pairs rescaled trace",
+    "attacks.base": "Attack Init Measure Observe Prepare Probe Send check",
+    "attacks.channels": "Graph Hidden Norm Role asymmetry check_graph of_pairs rescaled trace",
     "attacks.couplings": "Couplings equations laws lengths measure shared",
+    "attacks.crafted": "Isolated Tagged isolate regauge tag",
+    "attacks.flooding": "dummies expected_dummies isolated",
     "attacks.membership": "scores unit_scores",
     "attacks.shadows": "Pool References assemble attack features halves",
     "attacks.sim": "Statistics Terms active circumcenter cosine direction_squared_norms directions "
@@ -68,7 +70,8 @@ DEFINED = {
     "datasets.motionsense": "Person Trial find_trials motionsense read_people read_recording",
     "datasets.vowels": "vowels",
     "datasets.watch": "watch",
-    "defences": "Defence Perturb clipped compose mixnn noisy_gradient none shuffle top_k",
+    "defences": "Defence Perturb clipped compose mixnn noisy_gradient none "
+    "secure_aggregation shuffle top_k",
     "evaluation": "",
     "evaluation.accuracies": "attribution attribution_over_draws balanced_accuracy chance guesses "
     "permuted_attribution set_level unit_level",
@@ -82,7 +85,7 @@ DEFINED = {
     "federation": "Federation Init Step fedavg run",
     "measures": "mix of sketch",
     "mixing": "Draw Mix apply apply_in_place as_mix compose full_round keep mix next_draw proxy "
-    "shuffle",
+    "shuffle within",
     "models": "GroupNorm ImageCNN MLP SensorCNN cross_entropy initial",
     "observation": "Observation",
     "ops": "avg_pool conv_general_dilated group_norm max_pool",
@@ -91,8 +94,8 @@ DEFINED = {
     "records": "FederationState Memories Record Truth replay",
     "rescaling": "at_random to_received",
     "rounds": "AttackKeys ClientKeys RoundKeys Trained aggregate all_finite attack_keys choose "
-    "choose_tree client_keys first_memories forward observe prepare round_keys seed_of_model "
-    "take_step train weigh zero_rows",
+    "choose_tree client_keys first_memories forward observe only_sum prepare round_keys "
+    "seed_of_model take_step train weigh zero_rows",
     "sharding": "clients_mesh use_host_devices",
     "types": "floating threefry times wide widest",
     "units": "Chunks Units chunks describe dots parameter_counts partition squared_norms",

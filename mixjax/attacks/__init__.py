@@ -2,6 +2,8 @@
 
 from mixjax.attacks import channels as channels
 from mixjax.attacks import couplings as couplings
+from mixjax.attacks import crafted as crafted
+from mixjax.attacks import flooding as flooding
 from mixjax.attacks import membership as membership
 from mixjax.attacks import shadows as shadows
 from mixjax.attacks import sim as sim
@@ -16,7 +18,10 @@ __all__ = [
     "Probe",
     "channels",
     "couplings",
+    "crafted",
+    "flooding",
     "membership",
+    "shadows",
     "sim",
     "source",
     "tracks",

@@ -17,12 +17,13 @@ from mixjax.units import Units
 
 
 class Part(NamedTuple):
-    """An attack with all four functions, and a memory, if only an empty one."""
+    """An attack with all its functions but one that sends, and a memory, if only an empty one."""
 
     init: base.Init
     prepare: base.Prepare
     measure: Measure
     observe: Callable[[PRNGKey, Memory, Probe, Observation], tuple[Memory, PyTree[Any]]]
+    send: base.Send | None
 
 
 def part(attack: Attack | None) -> Part:
@@ -51,7 +52,8 @@ def part(attack: Attack | None) -> Part:
             return memory, own_observe(key, probe, observation)
         return own_observe(key, memory, probe, observation)
 
-    return Part(attack.init or _no_memory, prepare, attack.measure or _no_measure, observe)
+    measure = attack.measure or _no_measure
+    return Part(attack.init or _no_memory, prepare, measure, observe, attack.send)
 
 
 def reordered(

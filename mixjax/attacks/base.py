@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-from jaxtyping import Array, PyTree, Shaped
+from jaxtyping import Array, Bool, Int, PyTree, Shaped
 
 from mixjax import _validate
 from mixjax.client import LocalTraining
@@ -18,10 +18,13 @@ class Probe(NamedTuple):
     Attributes:
       params: the model it sends to the clients.
       references: whatever its measure and its findings need besides, such as directions.
+      learns: whether the round's aggregate goes into the server's model. A server that sends a
+        crafted model may keep its own aside: the model after the round is the one before.
     """
 
     params: Params
     references: PyTree[Any] = ()
+    learns: Bool[Array, ""] | bool = True
 
 
 @runtime_checkable
@@ -38,6 +41,17 @@ class Prepare(Protocol):
     def __call__(
         self, key: PRNGKey, memory: Memory, params: Params, local: LocalTraining, /
     ) -> Probe: ...
+
+
+@runtime_checkable
+class Send(Protocol):
+    """The model that one client gets, for a server whose models a proxy passes on unseen.
+
+    `client` is the client's id, `data.ids`. All else that the attack says of the round's model is
+    of `Probe.params`.
+    """
+
+    def __call__(self, probe: Probe, client: Int[Array, ""], /) -> Params: ...
 
 
 @runtime_checkable
@@ -104,6 +118,8 @@ class Attack(NamedTuple):
       observe: `(key, memory, probe, observation) -> (memory, findings)`, after the round.
       updates: whether it reads whole updates, `observation.updates`: they are then stacked, and
         a round needs memory for one model a client.
+      send: `(probe, client) -> params`, where clients get different models; None sends
+        `probe.params` to all.
     """
 
     init: Init | None
@@ -111,6 +127,7 @@ class Attack(NamedTuple):
     measure: Measure | None
     observe: Callable[..., Any]
     updates: bool = False
+    send: Send | None = None
 
 
 def check(attack: Any) -> None:
@@ -125,6 +142,7 @@ def check(attack: Any) -> None:
         (attack.prepare, ("key", *memory, "params", "local"), "attack.prepare"),
         (attack.measure, ("probe", "units", "update"), "attack.measure"),
         (attack.observe, ("key", *memory, "probe", "observation"), "attack.observe"),
+        (attack.send, ("probe", "client"), "attack.send"),
     ):
         if function is not None or what == "attack.observe":
             _validate.check_signature(function, names, what)

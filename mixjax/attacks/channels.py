@@ -188,6 +188,15 @@ def asymmetry(
     return result
 
 
+def check_graph(graph: Any) -> None:
+    """Refuse what is no graph, or has no channel to go by."""
+    if not isinstance(graph, Graph) or not (graph.hidden or graph.norms):
+        raise _validate.InputError(
+            "expected a graph of at least one hidden layer, from channels.trace(model, params, "
+            f"inputs) or channels.of_pairs(params, pairs); got {graph!r}."
+        )
+
+
 def rescaled(
     leaves: Sequence[Array], roles: Iterable[Role], scales: Float[Array, " channels"]
 ) -> list[Array]:

@@ -24,9 +24,9 @@ from mixjax import units as units_lib
 from mixjax.attacks import _descent, _then, couplings
 from mixjax.attacks._sums import by_unit_and_channel
 from mixjax.attacks.base import Attack, Probe
-from mixjax.attacks.channels import Graph, Role
+from mixjax.attacks.channels import Graph, Role, check_graph
 from mixjax.attacks.couplings import Couplings
-from mixjax.attacks.unmix import Assembly, _check_graph
+from mixjax.attacks.unmix import Assembly
 from mixjax.client import LocalTraining
 from mixjax.data import ClientData
 from mixjax.observation import Observation
@@ -112,13 +112,13 @@ def attack(
         key: PRNGKey, memory: tuple[Pool, Memory], params: Params, local: LocalTraining
     ) -> Probe:
         own_key, then_key = jax.random.split(key)
-        sent, references = inner.prepare(then_key, memory[1], params, local)
+        probe = inner.prepare(then_key, memory[1], params, local)
+        sent, references = probe.params, probe.references
         updates = cohort.run(own_key, sent, data, local, mesh=mesh)
         units = units_lib.partition(params, granularity)
         known = data.active & (data.counts > 0)
-        return Probe(
-            sent, References(_centred(_rows(sent, units, updates, width), known), references)
-        )
+        rows = _centred(_rows(sent, units, updates, width), known)
+        return probe._replace(references=References(rows, references))
 
     def measure(probe: Probe, units: units_lib.Units, update: Params) -> Any:
         return (
@@ -144,7 +144,11 @@ def attack(
         own, findings = inner.observe(then_key, own, _inner(probe), seen)
         return (Pool(rows, pool.rounds + 1), own), Assembly(slots, confidence, findings)
 
-    return Attack(init, prepare, measure, observe)
+    def send(probe: Probe, client: Any) -> Params:
+        assert inner.send is not None
+        return inner.send(_inner(probe), client)
+
+    return Attack(init, prepare, measure, observe, send=inner.send and send)
 
 
 def assemble(
@@ -266,7 +270,7 @@ def halves(seed: int, data: ClientData, copies: int) -> ClientData:
 
 
 def _inner(probe: Probe) -> Probe:
-    return Probe(probe.params, probe.references.then)
+    return probe._replace(references=probe.references.then)
 
 
 def _rows(params: Params, units: units_lib.Units, updates: Updates, width: int) -> Array:
@@ -337,7 +341,7 @@ def _check_shadows(count: int) -> None:
 
 def _check_options(graph: Any, width: Any, components: Any, ridge: Any) -> None:
     if graph is not None:
-        _check_graph(graph)
+        check_graph(graph)
     _validate.check_positive(width, "width", integer=True)
     _validate.check_positive(components, "components", integer=True)
     _validate.check_positive(ridge, "ridge")

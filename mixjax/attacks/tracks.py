@@ -109,7 +109,7 @@ def attack(
         )
         return (tracks, own), Followed(slots, findings)
 
-    return Attack(init, prepare, measure, observe)
+    return Attack(init, prepare, measure, observe, send=inner.send)
 
 
 def start(clients: int, units: int, last: int = 3, width: int = 256) -> Tracks:

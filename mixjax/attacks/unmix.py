@@ -18,7 +18,7 @@ from mixjax import _axes, _validate
 from mixjax import units as units_lib
 from mixjax.attacks import _descent, _then, couplings
 from mixjax.attacks.base import Attack, Probe
-from mixjax.attacks.channels import Graph
+from mixjax.attacks.channels import Graph, check_graph
 from mixjax.observation import Observation
 from mixjax.types import Active, Memory, Params, PRNGKey, Updates
 
@@ -63,7 +63,7 @@ def attack(graph: Graph, then: Attack | None = None, *, gauge: float | None = No
       InputError: for a graph without channels, a negative gauge, or a `then` that reads whole
         updates.
     """
-    _check_graph(graph)
+    check_graph(graph)
     _check_gauge(gauge)
     inner = _then.part(then)
 
@@ -86,7 +86,7 @@ def attack(graph: Graph, then: Attack | None = None, *, gauge: float | None = No
         memory, findings = inner.observe(then_key, memory, probe, seen)
         return memory, Assembly(slots, confidence, findings)
 
-    return Attack(inner.init, inner.prepare, measure, observe)
+    return Attack(inner.init, inner.prepare, measure, observe, send=inner.send)
 
 
 def assemble(
@@ -127,7 +127,7 @@ def assemble(
       InputError: for updates of another model or that are not finite, or a negative gauge.
     """
     _validate.check_key(key)
-    _check_graph(graph)
+    check_graph(graph)
     _check_gauge(gauge)
     clients = _axes.check_client_axis(updates)
     units = units_lib.partition(params, granularity)
@@ -170,14 +170,6 @@ def _alike(feeds: np.ndarray, reads: np.ndarray, active: np.ndarray, gauge: floa
     correlation = (np.sqrt(own) - gauge**2) / np.where(both > 0, both, 1)
     sign = np.where(np.abs(correlation) > LEAST, np.sign(correlation), 0)
     return np.abs(sign) * parts[0] - sign * parts[1]
-
-
-def _check_graph(graph: Any) -> None:
-    if not isinstance(graph, Graph) or not (graph.hidden or graph.norms):
-        raise _validate.InputError(
-            "expected a graph of at least one hidden layer, from channels.trace(model, params, "
-            f"inputs) or channels.of_pairs(params, pairs); got {graph!r}."
-        )
 
 
 def _check_gauge(gauge: float | None) -> None:

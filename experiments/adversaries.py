@@ -24,12 +24,14 @@ from flax import linen as nn
 import mixjax as mx
 from experiments import cli, curves, provenance, results, scenarios, servers, tasks, training
 from experiments.scenarios import Scenario
-from mixjax.attacks import Attack, Probe, channels, sim, tracks
+from mixjax.attacks import Attack, Probe, channels, crafted, sim, tracks
 
 RECORDS = 10
 """Of each participant's training examples, whose owner source inference looks for."""
 FOLLOWED = 16
 """Units up to which each is followed alone."""
+SPREADS = {"balanced": 0.0, "spread": 2.0}
+"""Of the gauges that a server sends its model in."""
 SCORE = Attack(None, None, sim.measure, sim.observe)
 
 
@@ -62,6 +64,7 @@ class Seen(NamedTuple):
       slot_scores: `[clients, values]`, ∇Sim's of the slots as they came.
       source: `[records]`, the row that source inference takes for a record's owner.
       slot_source: `[records]`, the same of the slots as they came.
+      named: `[rows]`, which rows the server takes for people in this round.
     """
 
     slots: jax.Array
@@ -71,6 +74,7 @@ class Seen(NamedTuple):
     slot_scores: jax.Array
     source: jax.Array
     slot_source: jax.Array
+    named: jax.Array
 
 
 class Plan(NamedTuple):
@@ -96,21 +100,47 @@ def server(plan: Plan, split: training.Split, records: Any) -> Attack:
     as_people = servers.looking(plan.graph, SCORE, "nothing")
     undoing = servers.looking(plan.graph, SCORE, scenario.moves, scenario.gauge())
     loss_fn = mx.models.cross_entropy(plan.model)
+    craft = scenario.craft(knowing, split.train.ids)
+    measured = servers.measure(plan.graph, SCORE)
+    people = len(split.truth)
 
     def init(params: Any, units: mx.units.Units, clients: int) -> Any:
         whole = () if undoing.init is None else undoing.init(params, units, clients)
-        return whole, tracks.start(clients, len(plan.followed))
+        crafting = () if craft is None or craft.init is None else craft.init(params, units, people)
+        return whole, tracks.start(clients, len(plan.followed)), crafting
 
     def prepare(key: Any, memory: Any, params: Any, local: Any) -> Probe:
         assert knowing.prepare is not None
+        if craft is not None and craft.prepare is not None:
+            return craft.prepare(key, memory[2], params, local)
         return knowing.prepare(key, params, local)
 
+    def measure(probe: Probe, units: mx.units.Units, update: Any) -> Any:
+        own = measured(inner(probe), units, update)
+        return own, craft and craft.measure and craft.measure(probe, units, update)
+
+    def inner(probe: Probe) -> Probe:
+        return probe if craft is None else probe._replace(references=probe.references.then)
+
     def observe(key: Any, memory: Any, probe: Probe, seen: mx.observation.Observation) -> Any:
-        whole, alone = memory
+        whole, alone, crafting = memory
         whole_key, alone_key, source_key = jax.random.split(key, 3)
+        by_craft = seen._replace(measures=seen.measures[1], updates=None)
+        found = None
+        if craft is not None:
+            crafting, found = craft.observe(key, crafting, probe, by_craft)
+        probe, seen = inner(probe), seen._replace(measures=seen.measures[0])
         _, (sketches, terms) = seen.measures
         own, slot_scores = as_people.observe(key, probe, seen)
-        if undoing.init is None:
+        named = seen.active
+        if isinstance(found, crafted.Isolated):
+            rows = jnp.arange(people)[:, None]
+            named = rows[:, 0] == found.client
+            slots = jnp.where(named[:, None], found.slots, rows)
+            scores = jnp.where(named[:, None], found.then, 0)
+        elif found is not None:
+            slots, scores = found.slots, found.then
+        elif undoing.init is None:
             slots, scores = own, slot_scores
         else:
             whole, (slots, scores) = undoing.observe(whole_key, whole, probe, seen)
@@ -125,7 +155,9 @@ def server(plan: Plan, split: training.Split, records: Any) -> Attack:
         losses = functools.partial(
             mx.attacks.source.record_losses, source_key, loss_fn, probe.params
         )
-        joined = mx.mixing.apply(slots, seen.updates, plan.units)
+        joined = (
+            seen.updates if scenario.summed else mx.mixing.apply(slots, seen.updates, plan.units)
+        )
         result = Seen(
             slots,
             scores,
@@ -134,11 +166,37 @@ def server(plan: Plan, split: training.Split, records: Any) -> Attack:
             slot_scores,
             jnp.argmin(losses(joined, records), axis=0),
             jnp.argmin(losses(seen.updates, records), axis=0),
+            named,
         )
-        return (whole, alone), result
+        if scenario.summed:
+            result = of_the_sum(result, craft is not None, people)
+        return (whole, alone, crafting), result
 
-    measure = servers.measure(plan.graph, SCORE)
-    return Attack(init, prepare, measure, observe, updates=True)
+    send = None if craft is None else craft.send
+    attack = Attack(init, prepare, measure, observe, updates=True, send=send)
+    if scenario.crafts in SPREADS:
+        return crafted.regauge(plan.graph, attack, spread=SPREADS[scenario.crafts])
+    return attack
+
+
+def of_the_sum(seen: Seen, isolating: bool, people: int) -> Seen:
+    """What a server that sees the sum alone says of everybody, who all look alike to it.
+
+    Where it isolates somebody, the sum is that person's.
+    """
+    rows = jnp.arange(people, dtype=jnp.int32)[:, None]
+
+    def all_alike(leaf: jax.Array) -> jax.Array:
+        return jnp.broadcast_to(leaf, (people, *leaf.shape[1:]))
+
+    return seen._replace(
+        slots=jnp.broadcast_to(rows, (people, seen.slots.shape[1])),
+        scores=all_alike(seen.scores),
+        unit_slots=jnp.broadcast_to(rows, (people, seen.unit_slots.shape[1])),
+        unit_scores=all_alike(seen.unit_scores),
+        slot_scores=all_alike(seen.slot_scores),
+        named=seen.named if isolating else jnp.zeros(people, bool),
+    )
 
 
 @functools.partial(jax.jit, static_argnames="plan")
@@ -153,14 +211,15 @@ def train(
         participation=plan.scenario.participation(clients),
         attack=server(plan, split, records),
         granularity=plan.scenario.granularity,
+        uploads=plan.scenario.uploads,
         evaluate=training.accuracy_on(plan.model, split.test),
     )
 
     # the measures of many units and rounds would fill the memory: they aren't kept
     def step(state: Any, _: Any) -> tuple[Any, Any]:
         state, record = federation.step(key, state, split.train)
-        seen = record.observation.active
-        return state, (record.findings, record.truth.origins, seen, record.metrics, record.stepped)
+        there = ~jnp.isnan(record.loss)
+        return state, (record.findings, record.truth.origins, there, record.metrics, record.stepped)
 
     start = federation.init(params, clients=clients)
     return jax.lax.scan(step, start, None, plan.rounds)[1]
@@ -224,10 +283,12 @@ def figures_of(
     """Shares in [0, 1]: of the whole run, and lists round by round."""
     largest, clients = servers.largest(plan.units), len(truth)
     owners = mx.evaluation.owners(found.slots, origins)
-    here = np.take_along_axis(active, found.slots[..., largest], axis=1)
+    here = np.take_along_axis(active, found.slots[..., largest], axis=1) & found.named
     names = np.broadcast_to(np.arange(clients), here.shape)
     sizes = mx.units.parameter_counts(plan.units)
     people = np.arange(clients)
+
+    known = here.any(axis=0) if plan.scenario.crafts else np.ones(clients, bool)
 
     def sensitive(scores: np.ndarray, who: np.ndarray) -> list[float]:
         """∇Sim's share right after each round, of scores summed up to it."""
@@ -256,10 +317,12 @@ def figures_of(
         "stepped": float(stepped.mean()),
         "chance": float(mx.evaluation.chance(truth)),
         "slots": sensitive(found.slot_scores, people),
-        "tracks": sensitive(found.scores, servers.commonest(within, here)),
+        "tracks": sensitive(found.scores[:, known], servers.commonest(within, here)[known]),
         "alone": {plan.units.names[unit]: alone(at, unit) for at, unit in enumerate(plan.followed)},
-        "exact": float(mx.evaluation.exact_assemblies(found.slots, origins, here).mean()),
-        "joined": float(mx.evaluation.joined_share(found.slots, origins, sizes, here).mean()),
+        "exact": mean_of_any(mx.evaluation.exact_assemblies(found.slots, origins, here)),
+        "joined": mean_of_any(mx.evaluation.joined_share(found.slots, origins, sizes, here)),
+        "named": float(np.mean((owners == people[:, None])[here])) if here.any() else 0.0,
+        "chance_named": float(1 / active.sum(axis=1).mean()),
         "chance_exact": float(active.sum(axis=1).mean() ** (1 - len(sizes))) if moved else 1.0,
         "purity": float(mx.evaluation.purity(names, within, here)),
         "chance_purity": float(mx.evaluation.chance_purity(names, within, here, seed=0)),
@@ -268,6 +331,12 @@ def figures_of(
         "slot_source": source(found.slot_source, np.broadcast_to(people, within.shape)),
         "chance_source": float(1 / active.sum(axis=1).mean()),
     }
+
+
+def mean_of_any(values: np.ndarray) -> float:
+    """The mean of the rounds that have a value; NaN where none has."""
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if known.size else float("nan")
 
 
 def main(config: Config) -> None:

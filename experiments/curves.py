@@ -1,5 +1,6 @@
 """Tables and curves of `experiments.adversaries`."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +22,8 @@ FEW = 4
 """Seeds below which an interval says nothing."""
 LAST = ("slots", "tracks")
 """Lists round by round, of which the last counts."""
-LATER = ("exact", "purity", "source")
-"""The columns whose chance is of whole updates and not of an attribute."""
+ATTRIBUTE = ("slots", "unit", "tracks")
+"""The columns whose chance is of the attribute."""
 COLUMNS = {
     "accuracy": "accuracy",
     "slots": "∇Sim slots",
@@ -31,6 +32,11 @@ COLUMNS = {
     "exact": "exact",
     "purity": "purity",
     "source": "source",
+}
+# a server that chooses what it sends has names, and no need of pseudonyms
+OF_STUDY = {
+    "active": {name: COLUMNS[name] for name in ("accuracy", "slots", "tracks", "exact")}
+    | {"named": "named", "source": "source"}
 }
 LINES = {
     "exact": ("whole updates joined", "#00798c", "o", "-"),
@@ -57,7 +63,8 @@ def values(seeds: list[dict[str, Any]], name: str) -> np.ndarray:
         units = seeds[0]["alone"]
         best = max(units, key=lambda unit: np.mean([seed["alone"][unit] for seed in seeds]))
         return np.array([seed["alone"][best] for seed in seeds])
-    return np.array([seed[name][-1] if name in LAST else seed[name] for seed in seeds])
+    # None stands for NaN on disk
+    return np.array([seed[name][-1] if name in LAST else seed[name] for seed in seeds], float)
 
 
 def table(content: dict[str, Any], study: str) -> rich.table.Table:
@@ -74,33 +81,35 @@ def table(content: dict[str, Any], study: str) -> rich.table.Table:
         + "Percent, mean over seeds ± half of the 95 % interval (Student). ∇Sim: scores summed "
         "over rounds, on slots for their participants, else for the owners of pseudonyms; layer: "
         "the best unit alone. Exact: all units one person's, in one round. Purity: of "
-        "pseudonyms. Source: whose record it is, by whole models.",
+        "pseudonyms. Named: units of those the server names that are theirs. Source: whose record "
+        "it is, by whole models.",
         padding=(0, 0),
     )
     grid.add_column("", max_width=20)
-    for label in COLUMNS.values():
+    columns = OF_STUDY.get(study, COLUMNS)
+    for label in columns.values():
         grid.add_column(label, justify="right", max_width=8)
     for label, seeds in rows.items():
-        grid.add_row(label, *(percent(values(seeds, name)) for name in COLUMNS))
+        grid.add_row(label, *(percent(values(seeds, name)) for name in columns))
     grid.add_section()
-    grid.add_row("chance, MixNN", *chances(rows))
+    grid.add_row("chance, MixNN", *chances(rows, columns))
     return grid
 
 
 def markdown(content: dict[str, Any], study: str) -> str:
     """The table for a page."""
-    rows = content["studies"][study]
+    rows, columns = content["studies"][study], OF_STUDY.get(study, COLUMNS)
     lines = [
-        f"| {' | '.join(['', *COLUMNS.values(), 'ε'])} |",
-        "|---|" + "---|" * (len(COLUMNS) + 1),
+        f"| {' | '.join(['', *columns.values(), 'ε'])} |",
+        "|---|" + "---|" * (len(columns) + 1),
     ]
     for label, seeds in rows.items():
-        cells = [percent(values(seeds, name)) for name in COLUMNS]
+        cells = [percent(values(seeds, name)) for name in columns]
         epsilon = seeds[0]["epsilon"]
         lines.append(
             f"| {' | '.join([label, *cells, '∞' if epsilon is None else f'{epsilon:.2g}'])} |"
         )
-    lines.append(f"| *chance behind MixNN* | {' | '.join([*chances(rows), ''])} |")
+    lines.append(f"| *chance behind MixNN* | {' | '.join([*chances(rows, columns), ''])} |")
     return "\n".join(lines)
 
 
@@ -109,16 +118,23 @@ def chance_of_attribute(rows: dict[str, list[dict[str, Any]]]) -> float:
     return 100 * float(np.mean([seed["chance"] for seeds in rows.values() for seed in seeds]))
 
 
-def chances(rows: dict[str, list[dict[str, Any]]]) -> list[str]:
-    """A cell for each of `COLUMNS`: percent, of the first scenario that mixes units."""
+def chances(rows: dict[str, list[dict[str, Any]]], columns: Iterable[str]) -> list[str]:
+    """A cell for each column: percent, of the first scenario that mixes units."""
     mixed = next(seeds for seeds in rows.values() if seeds[0]["chance_exact"] < 1)
-    own = [100 * np.mean([seed[f"chance_{name}"] for seed in mixed]) for name in LATER]
-    return ["", *[f"{chance_of_attribute(rows):.0f}"] * 3, *(f"{value:.2g}" for value in own)]
+
+    def cell(name: str) -> str:
+        if name in ATTRIBUTE:
+            return f"{chance_of_attribute(rows):.0f}"
+        return f"{100 * np.mean([seed[f'chance_{name}'] for seed in mixed]):.2g}"
+
+    return ["" if name == "accuracy" else cell(name) for name in columns]
 
 
 def percent(column: np.ndarray) -> str:
     """Mean and half the width of its interval."""
     interval = mx.evaluation.student(column)
+    if np.isnan(interval.mean):
+        return "–"
     if interval.n < FEW:
         return f"{100 * interval.mean:.1f}"
     return f"{100 * interval.mean:.1f} ±{50 * (interval.high - interval.low):.1f}"

@@ -5,7 +5,7 @@ A new row of `STUDIES` is trained, attacked, written, printed and drawn like the
 
 import zlib
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -16,8 +16,11 @@ import mixjax as mx
 from experiments import conditions
 from experiments.servers import Undone
 from experiments.tasks import Task
-from mixjax.attacks import channels
+from mixjax.attacks import Attack, channels, crafted
 from mixjax.client import LocalTraining
+
+MARK = 0.2
+"""Of a server's marks: their strength."""
 
 
 class Groups(NamedTuple):
@@ -82,6 +85,10 @@ class Scenario(NamedTuple):
         `mixjax.rescaling`.
       bound: on log a of its factors.
       lengths: whether the server joins by lengths, which a gauge betrays, and not by the law.
+      summed: whether the server sees the sum alone.
+      crafts: what the server does to the models it sends; see `attacks.crafted`. Rounds in which
+        it isolates somebody are every second.
+      uploads: what clients send back, "updates" or "models".
     """
 
     label: str
@@ -98,6 +105,9 @@ class Scenario(NamedTuple):
     rescaled: str = ""
     bound: float | None = None
     lengths: bool = False
+    summed: bool = False
+    crafts: Literal["", "isolate", "tag", "balanced", "spread"] = ""
+    uploads: str = "updates"
 
     def task(self, task: Task) -> Task:
         """The task with the scenario's changes."""
@@ -116,6 +126,8 @@ class Scenario(NamedTuple):
     def defence(self, task: Task) -> mx.defences.Defence:
         """What clients and proxy do."""
         parts = [conditions.with_mix(mx.defences.none(), self.mix())]
+        if self.summed:
+            parts.append(mx.defences.secure_aggregation())
         if self.kept < 1:
             parts.insert(0, mx.defences.top_k(self.kept))
         if self.sigma:
@@ -149,6 +161,12 @@ class Scenario(NamedTuple):
             return None
         return (self.bound or 0) / 3**0.5 if self.rescaled == "random" else 0.0
 
+    def craft(self, knowing: Attack, ids: Any) -> Attack | None:
+        """The server that names people by the models it sends them; None without."""
+        if self.crafts == "isolate":
+            return crafted.isolate(knowing, ids=ids)
+        return crafted.tag(knowing, strength=MARK, ids=ids) if self.crafts == "tag" else None
+
     def participation(self, people: int) -> mx.participation.Participation:
         """Who takes part in a round."""
         if self.share == 1:
@@ -160,6 +178,27 @@ class Scenario(NamedTuple):
         if not self.sigma:
             return None
         return conditions.noise_epsilon(rounds, delta, sigma=self.sigma, clip_norm=task.clip_norm)
+
+
+def active(task: Task, classes: int) -> list[Scenario]:
+    """Servers that choose what they send, against what stands between."""
+    del classes
+    low = task.noise[0]
+    return [
+        Scenario("honest, MixNN"),
+        Scenario("honest, neurons", granularity="neurons"),
+        Scenario("isolate, MixNN", crafts="isolate"),
+        Scenario("isolate, neurons", crafts="isolate", granularity="neurons"),
+        Scenario(f"isolate, MixNN, σ={low:g}", crafts="isolate", sigma=low),
+        Scenario("isolate, sum only", "nothing", crafts="isolate", summed=True),
+        Scenario("tag, models, MixNN", crafts="tag", uploads="models"),
+        Scenario("tag, models, neurons", crafts="tag", uploads="models", granularity="neurons"),
+        Scenario("tag, updates, MixNN", crafts="tag"),
+        Scenario(f"honest, MixNN, σ={low:g}", sigma=low),
+        Scenario(f"balanced, MixNN, σ={low:g}", crafts="balanced", sigma=low),
+        Scenario(f"spread, MixNN, σ={low:g}", crafts="spread", sigma=low),
+        Scenario("spread, neurons", crafts="spread", granularity="neurons"),
+    ]
 
 
 def defences(task: Task, classes: int) -> list[Scenario]:
@@ -178,6 +217,7 @@ def defences(task: Task, classes: int) -> list[Scenario]:
         Scenario("MixNN"),
         Scenario(f"MixNN, lists of {task.list_size}", list_size=task.list_size),
         *(Scenario(f"MixNN, {name}", granularity=granularity) for name, granularity in cut),
+        Scenario("sum only", "nothing", summed=True),
         Scenario("MixNN, half take part", share=0.5),
         Scenario("MixNN, top 1 %", kept=0.01),
         Scenario("MixNN, one local step", training=(("batch_size", 10**6), ("epochs", 1))),
@@ -271,6 +311,7 @@ def core(task: Task, classes: int) -> list[Scenario]:
 
 STUDIES = {
     "core": core,
+    "active": active,
     "defences": defences,
     "participants": participants,
     "epochs": epochs,

@@ -113,7 +113,7 @@ def test_another_gauge_is_the_same_function(spread: float) -> None:
     graph = channels.trace(MODEL, params, inputs[:1])
     attack = crafted.regauge(graph, mx.attacks.sim.passive(cohort()), spread=spread)
     assert attack.prepare is not None
-    sent = attack.prepare(jax.random.key(0), (), params, LOCAL).params
+    sent = attack.prepare(jax.random.key(0), params, LOCAL).params
     outputs = [MODEL.apply({"params": one}, inputs) for one in (params, sent)]
     np.testing.assert_allclose(*outputs, rtol=1e-4, atol=1e-5)
     feeds = jnp.sum(sent["Dense_0"]["kernel"] ** 2, axis=0) + sent["Dense_0"]["bias"] ** 2
@@ -121,7 +121,7 @@ def test_another_gauge_is_the_same_function(spread: float) -> None:
     logs = np.log(np.asarray(feeds / reads)) / 2
     # the second layer's gauge has moved what reads the first
     if spread == 0:
-        again = attack.prepare(jax.random.key(0), (), sent, LOCAL).params
+        again = attack.prepare(jax.random.key(0), sent, LOCAL).params
         assert_close(again, sent, rtol=0.5)
     else:
         assert np.ptp(logs) > spread

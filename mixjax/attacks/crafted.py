@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy.typing as npt
 from jaxtyping import Array, Int, PyTree
 
 from mixjax import _validate, measures
@@ -17,7 +18,7 @@ from mixjax import units as units_lib
 from mixjax.attacks import _then
 from mixjax.attacks._assign import assign
 from mixjax.attacks._sums import by_channel
-from mixjax.attacks.base import Attack, Probe
+from mixjax.attacks.base import Attack, Probe, check
 from mixjax.attacks.channels import Graph, Role, check_graph, rescaled
 from mixjax.observation import Observation
 from mixjax.types import Params, PRNGKey, Scalar, widest
@@ -27,7 +28,7 @@ class Isolated(NamedTuple):
     """Who was alone in a round.
 
     Attributes:
-      client: whose updates the others' models leave alone; -1 in an honest round.
+      client: who was alone, by its place in the cohort; -1 in an honest round.
       slots: where its units are, as the attack sees it.
       then: findings of the attack that looks at its update, as a round of one.
     """
@@ -56,12 +57,14 @@ class _Craft(NamedTuple):
     then: Any
 
 
-def isolate(then: Attack | None = None, *, every: int = 2) -> Attack:
+def isolate(
+    then: Attack | None = None, *, every: int = 2, ids: npt.ArrayLike | None = None
+) -> Attack:
     """All clients but one get a model of zeros; its findings are `Isolated`.
 
     A network whose weights are all zero has no gradient but that of its last bias: all units of the
-    others stay where they are, but one which hardly moves. The one is client 0, 1, ... in turn, by
-    its id. Such rounds teach nothing and the server keeps its model aside; the others are honest.
+    others stay where they are, but one which hardly moves. The clients are alone in turn. Such
+    rounds teach nothing and the server keeps its model aside; the others are honest.
 
     It reads the units one by one, whatever the mixing and granularity, and the sum of a secure
     aggregation.
@@ -72,6 +75,7 @@ def isolate(then: Attack | None = None, *, every: int = 2) -> Attack:
       then: what looks at the one's update, by its measure, in a round of one slot.
       every: the crafted rounds are those whose number `every` divides; 1 for all, so that the
         model never learns.
+      ids: of the clients, in the cohort's order; by default 0, 1, ... for as many as slots.
 
     Raises:
       InputError: for a number out of range, or a `then` that reads whole updates.
@@ -80,19 +84,21 @@ def isolate(then: Attack | None = None, *, every: int = 2) -> Attack:
     inner = _then.part(then)
 
     def init(params: Params, units: units_lib.Units, clients: int) -> Any:
-        return jnp.int32(0), jnp.int32(clients), inner.init(params, units, 1)
+        return jnp.int32(0), _of_cohort(ids, clients), inner.init(params, units, 1)
 
     def prepare(key: PRNGKey, memory: Any, params: Params, local: Any) -> Probe:
-        number, clients, own = memory
+        number, known, own = memory
         probe = inner.prepare(key, own, params, local)
         crafted = number % every == 0
-        alone = jnp.where(crafted, number // every % clients, -1)
+        place = number // every % known.shape[0]
+        alone = jnp.where(crafted, place, -1)
         learns = ~crafted & jnp.asarray(probe.learns)
-        return probe._replace(references=_Craft(alone, probe.references), learns=learns)
+        references = _Craft((alone, known[place]), probe.references)
+        return probe._replace(references=references, learns=learns)
 
     def send(probe: Probe, client: Array) -> Params:
-        alone = probe.references.own
-        whole = (alone < 0) | (alone == client)
+        alone, name = probe.references.own
+        whole = (alone < 0) | (name == client)
         return jax.tree.map(lambda leaf: jnp.where(whole, leaf, 0), probe.params)
 
     def measure(probe: Probe, units: units_lib.Units, update: Params) -> Any:
@@ -104,13 +110,13 @@ def isolate(then: Attack | None = None, *, every: int = 2) -> Attack:
     def observe(
         key: PRNGKey, memory: Any, probe: Probe, observation: Observation
     ) -> tuple[Any, Isolated]:
-        number, clients, own = memory
+        number, known, own = memory
         moved, squares, rest = observation.measures
         # most coordinates moved; of equals the longest
         longest = jnp.max(squares, axis=0, keepdims=True)
         share = squares / jnp.where(longest > 0, 2 * longest, 1)
         slots = jnp.argmax(moved + share.astype(moved.dtype), axis=0).astype(jnp.int32)
-        alone = probe.references.own
+        alone, _ = probe.references.own
         row = jax.tree.map(
             lambda leaf: jnp.take_along_axis(
                 leaf, slots.reshape(1, -1, *[1] * (leaf.ndim - 2)), axis=0
@@ -121,26 +127,32 @@ def isolate(then: Attack | None = None, *, every: int = 2) -> Attack:
         after, findings = inner.observe(key, own, _own(probe), seen)
         # what it sees of honest rounds is nobody's
         own = jax.tree.map(lambda new, old: jnp.where(alone >= 0, new, old), after, own)
-        return (number + 1, clients, own), Isolated(alone, slots, findings)
+        return (number + 1, known, own), Isolated(alone, slots, findings)
 
     return Attack(init, prepare, measure, observe, send=send)
 
 
 def tag(
-    then: Attack | None = None, *, strength: Scalar = 0.1, width: int = 256, seed: int = 0
+    then: Attack | None = None,
+    *,
+    strength: Scalar = 0.1,
+    width: int = 256,
+    ids: npt.ArrayLike | None = None,
+    seed: int = 0,
 ) -> Attack:
     """Every client gets the model with a mark of its own; its findings are `Tagged`.
 
     If clients send back models (`fedavg(uploads="models")`) their units carry the marks, and an
-    assignment tells whose each is, by name: clients are taken to have the ids 0, 1, ... that
-    `data.stack` gives. If they send updates, differences to what they got, the marks are gone.
-    The marks of all clients sum to zero: under equal weights the mean is free of them.
+    assignment tells whose each is, by name. If they send updates, differences to what they got,
+    what is left of a mark is its pull on training, of second order. The marks of all clients sum
+    to zero: under equal weights the mean is free of them.
 
     Args:
       then: what looks at the units by name, by its measure.
       strength: standard deviation of the marks, as a share of the root mean square of the model's
         numbers.
       width: of the sketches that marks are told by; see `measures.sketch`.
+      ids: of the clients, in the cohort's order; 0, 1, ... by default.
       seed: of the marks.
 
     Raises:
@@ -154,17 +166,19 @@ def tag(
 
     def init(params: Params, units: units_lib.Units, clients: int) -> Any:
         codes = jax.random.normal(code_key, (clients, width), jnp.float32)
-        return codes - jnp.mean(codes, axis=0, keepdims=True), inner.init(params, units, clients)
+        codes -= jnp.mean(codes, axis=0, keepdims=True)
+        return codes, _of_cohort(ids, clients), inner.init(params, units, clients)
 
     def prepare(key: PRNGKey, memory: Any, params: Params, local: Any) -> Probe:
-        codes, own = memory
+        codes, known, own = memory
         probe = inner.prepare(key, own, params, local)
-        return probe._replace(references=_Craft(codes, probe.references))
+        return probe._replace(references=_Craft((codes, known), probe.references))
 
     def send(probe: Probe, client: Array) -> Params:
         sent, dtype = probe.params, widest(probe.params)
         whole = units_lib.partition(sent, "model")
-        code = probe.references.own[client][None].astype(dtype)
+        codes, known = probe.references.own
+        code = codes[jnp.argmax(known == client)][None].astype(dtype)
         # the sketch is linear: back through it every coordinate gets its bucket's number
         _, back = jax.vjp(lambda update: measures.sketch(sketch_key, whole, update, width), sent)
         leaves = jax.tree.leaves(sent)
@@ -183,7 +197,7 @@ def tag(
     def observe(
         key: PRNGKey, memory: Any, probe: Probe, observation: Observation
     ) -> tuple[Any, Tagged]:
-        codes, own = memory
+        codes, known, own = memory
         own_key, then_key = jax.random.split(key)
         rows, rest = observation.measures
         active = observation.active[:, None, None]
@@ -198,7 +212,7 @@ def tag(
         slots = jax.vmap(assign)(jax.random.split(own_key, len(gain)), gain).T
         seen = _then.reordered(slots, observation, rest)
         own, findings = inner.observe(then_key, own, _own(probe), seen)
-        return (codes, own), Tagged(slots, findings)
+        return (codes, known, own), Tagged(slots, findings)
 
     return Attack(init, prepare, measure, observe, send=send)
 
@@ -213,7 +227,7 @@ def regauge(graph: Graph, then: Attack, *, spread: Scalar = 0.0) -> Attack:
 
     Args:
       graph: the model's channels.
-      then: the attack.
+      then: the attack, whatever it reads.
       spread: at least 0, the largest |s|.
 
     Raises:
@@ -221,12 +235,15 @@ def regauge(graph: Graph, then: Attack, *, spread: Scalar = 0.0) -> Attack:
     """
     check_graph(graph)
     _validate.check_non_negative(spread, "spread")
-    inner = _then.part(then)
+    check(then)
+    own_prepare = then.prepare
 
-    def prepare(key: PRNGKey, memory: Any, params: Params, local: Any) -> Probe:
-        return inner.prepare(key, memory, _regauged(graph, spread, params), local)
+    def prepare(key: PRNGKey, *rest: Any) -> Probe:
+        *memory, params, local = rest
+        sent = _regauged(graph, spread, params)
+        return Probe(sent) if own_prepare is None else own_prepare(key, *memory, sent, local)
 
-    return Attack(inner.init, prepare, inner.measure, inner.observe, send=inner.send)
+    return then._replace(prepare=prepare)
 
 
 def _regauged(graph: Graph, spread: Scalar, params: Params) -> Params:
@@ -246,6 +263,21 @@ def _regauged(graph: Graph, spread: Scalar, params: Params) -> Params:
         leaves = rescaled(leaves, hidden.feeds, jnp.exp(log))
         leaves = rescaled(leaves, hidden.reads, jnp.exp(-log))
     return jax.tree.unflatten(structure, leaves)
+
+
+def _of_cohort(ids: npt.ArrayLike | None, clients: int) -> Int[Array, " clients"]:
+    """The ids of a cohort of so many."""
+    if ids is None:
+        return jnp.arange(clients, dtype=jnp.int32)
+    known = jnp.asarray(ids)
+    # behind secure aggregation there are more clients than slots
+    fits = known.ndim == 1 and known.size and (clients == 1 or known.size == clients)
+    if not fits or not jnp.issubdtype(known.dtype, jnp.integer):
+        raise _validate.InputError(
+            f"expected the ids of a cohort of {clients} clients, whole numbers; got "
+            f"{known.dtype}{list(known.shape)}."
+        )
+    return known.astype(jnp.int32)
 
 
 def _own(probe: Probe) -> Probe:

@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import json
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -19,20 +19,24 @@ import numpy as np
 import rich.console
 import rich.table
 import tyro
-from flax import linen as nn
 
 import mixjax as mx
-from experiments import cli, curves, provenance, results, scenarios, servers, tasks, training
+from experiments import (
+    cli,
+    curves,
+    provenance,
+    results,
+    scenarios,
+    servers,
+    strongest,
+    tasks,
+    training,
+)
 from experiments.scenarios import Scenario
-from mixjax.attacks import Attack, Probe, channels, crafted, sim, tracks
+from experiments.strongest import Plan
 
 RECORDS = 10
-"""Of each participant's training examples, whose owner source inference looks for."""
-FOLLOWED = 16
-"""Units up to which each is followed alone."""
-SPREADS = {"balanced": 0.0, "spread": 2.0}
-"""Of the gauges that a server sends its model in."""
-SCORE = Attack(None, None, sim.measure, sim.observe)
+"""Of each participant's training examples, and as many held out, whom inference is tried on."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,152 +57,6 @@ class Config(tasks.Options):
     """Where to write; results/adversaries_DATASET by default."""
 
 
-class Seen(NamedTuple):
-    """What the server concludes of a round, row by row of its own order.
-
-    Attributes:
-      slots: `[rows, units]`, where each row's units were.
-      scores: `[rows, values]`, ∇Sim's of its whole updates.
-      unit_slots: `[rows, followed]`, where some units were, each followed alone.
-      unit_scores: `[rows, followed, values]`, ∇Sim's of these units.
-      slot_scores: `[clients, values]`, ∇Sim's of the slots as they came.
-      source: `[records]`, the row that source inference takes for a record's owner.
-      slot_source: `[records]`, the same of the slots as they came.
-      named: `[rows]`, which rows the server takes for people in this round.
-    """
-
-    slots: jax.Array
-    scores: jax.Array
-    unit_slots: jax.Array
-    unit_scores: jax.Array
-    slot_scores: jax.Array
-    source: jax.Array
-    slot_source: jax.Array
-    named: jax.Array
-
-
-class Plan(NamedTuple):
-    """What a scenario's program is compiled for; hashable."""
-
-    scenario: Scenario
-    task: tasks.Task
-    model: nn.Module
-    graph: channels.Graph
-    units: mx.units.Units
-    rounds: int
-
-    @property
-    def followed(self) -> tuple[int, ...]:
-        """The units that are followed alone: all, or of many the largest."""
-        count = len(self.units.names)
-        return tuple(range(count)) if count <= FOLLOWED else (servers.largest(self.units),)
-
-
-def server(plan: Plan, split: training.Split, records: Any) -> Attack:
-    """Everything at once; its findings are `Seen`."""
-    knowing, scenario = sim.passive(split.rows()), plan.scenario
-    as_people = servers.looking(plan.graph, SCORE, "nothing")
-    undoing = servers.looking(plan.graph, SCORE, scenario.moves, scenario.gauge())
-    loss_fn = mx.models.cross_entropy(plan.model)
-    craft = scenario.craft(knowing, split.train.ids)
-    measured = servers.measure(plan.graph, SCORE)
-    people = len(split.truth)
-
-    def init(params: Any, units: mx.units.Units, clients: int) -> Any:
-        whole = () if undoing.init is None else undoing.init(params, units, clients)
-        crafting = () if craft is None or craft.init is None else craft.init(params, units, people)
-        return whole, tracks.start(clients, len(plan.followed)), crafting
-
-    def prepare(key: Any, memory: Any, params: Any, local: Any) -> Probe:
-        assert knowing.prepare is not None
-        if craft is not None and craft.prepare is not None:
-            return craft.prepare(key, memory[2], params, local)
-        return knowing.prepare(key, params, local)
-
-    def measure(probe: Probe, units: mx.units.Units, update: Any) -> Any:
-        own = measured(inner(probe), units, update)
-        return own, craft and craft.measure and craft.measure(probe, units, update)
-
-    def inner(probe: Probe) -> Probe:
-        return probe if craft is None else probe._replace(references=probe.references.then)
-
-    def observe(key: Any, memory: Any, probe: Probe, seen: mx.observation.Observation) -> Any:
-        whole, alone, crafting = memory
-        whole_key, alone_key, source_key = jax.random.split(key, 3)
-        by_craft = seen._replace(measures=seen.measures[1], updates=None)
-        found = None
-        if craft is not None:
-            crafting, found = craft.observe(key, crafting, probe, by_craft)
-        probe, seen = inner(probe), seen._replace(measures=seen.measures[0])
-        _, (sketches, terms) = seen.measures
-        own, slot_scores = as_people.observe(key, probe, seen)
-        named = seen.active
-        if isinstance(found, crafted.Isolated):
-            rows = jnp.arange(people)[:, None]
-            named = rows[:, 0] == found.client
-            slots = jnp.where(named[:, None], found.slots, rows)
-            scores = jnp.where(named[:, None], found.then, 0)
-        elif found is not None:
-            slots, scores = found.slots, found.then
-        elif undoing.init is None:
-            slots, scores = own, slot_scores
-        else:
-            whole, (slots, scores) = undoing.observe(whole_key, whole, probe, seen)
-        units_alone = list(plan.followed)
-        places = own[:, units_alone]
-        if scenario.moves != "nothing":
-            rows = sketches[:, units_alone]
-            alone, places = tracks.follow(alone_key, alone, rows, seen.active, each_unit=True)
-        lengths = sim.direction_squared_norms(probe.references, plan.units)
-        dots, squares = terms
-        cosines = sim.unit_cosine(sim.Statistics(dots, squares, lengths))[:, units_alone]
-        losses = functools.partial(
-            mx.attacks.source.record_losses, source_key, loss_fn, probe.params
-        )
-        joined = (
-            seen.updates if scenario.summed else mx.mixing.apply(slots, seen.updates, plan.units)
-        )
-        result = Seen(
-            slots,
-            scores,
-            places,
-            jnp.take_along_axis(cosines, places[..., None], axis=0),
-            slot_scores,
-            jnp.argmin(losses(joined, records), axis=0),
-            jnp.argmin(losses(seen.updates, records), axis=0),
-            named,
-        )
-        if scenario.summed:
-            result = of_the_sum(result, craft is not None, people)
-        return (whole, alone, crafting), result
-
-    send = None if craft is None else craft.send
-    attack = Attack(init, prepare, measure, observe, updates=True, send=send)
-    if scenario.crafts in SPREADS:
-        return crafted.regauge(plan.graph, attack, spread=SPREADS[scenario.crafts])
-    return attack
-
-
-def of_the_sum(seen: Seen, isolating: bool, people: int) -> Seen:
-    """What a server that sees the sum alone says of everybody, who all look alike to it.
-
-    Where it isolates somebody, the sum is that person's.
-    """
-    rows = jnp.arange(people, dtype=jnp.int32)[:, None]
-
-    def all_alike(leaf: jax.Array) -> jax.Array:
-        return jnp.broadcast_to(leaf, (people, *leaf.shape[1:]))
-
-    return seen._replace(
-        slots=jnp.broadcast_to(rows, (people, seen.slots.shape[1])),
-        scores=all_alike(seen.scores),
-        unit_slots=jnp.broadcast_to(rows, (people, seen.unit_slots.shape[1])),
-        unit_scores=all_alike(seen.unit_scores),
-        slot_scores=all_alike(seen.slot_scores),
-        named=seen.named if isolating else jnp.zeros(people, bool),
-    )
-
-
 @functools.partial(jax.jit, static_argnames="plan")
 def train(
     plan: Plan, key: jax.Array, params: Any, split: training.Split, records: Any
@@ -209,7 +67,7 @@ def train(
         plan.scenario.local(plan.task, plan.model, plan.graph),
         defence=plan.scenario.defence(plan.task),
         participation=plan.scenario.participation(clients),
-        attack=server(plan, split, records),
+        attack=strongest.server(plan, split, records),
         granularity=plan.scenario.granularity,
         uploads=plan.scenario.uploads,
         evaluate=training.accuracy_on(plan.model, split.test),
@@ -233,7 +91,6 @@ def one_seed(
     split = training.split_people(dataset, seed, task.auxiliary, sweep=False)
     if scenario.people is not None:
         split = dealt(split, scenario.people, seed)
-    clients = len(split.truth)
     model = scenario.network or task.model(len(dataset.classes))
     task = task._replace(batch_size=min(task.batch_size, split.train.examples.labels.shape[1]))
     graph = training.graph_of(model, split)
@@ -241,11 +98,27 @@ def one_seed(
     params = mx.models.initial(model, init_key, split.train.examples.inputs[0, :1])
     units = mx.units.partition(params, scenario.granularity)
     plan = Plan(scenario._replace(label=""), task, model, graph, units, config.rounds)
-    records = jax.tree.map(lambda leaf: leaf[:, :RECORDS], split.train.examples)
-    count = jax.tree.leaves(records)[0].shape[1]
-    flat = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), records)
-    found = jax.device_get(train(plan, run_key, params, split, flat))
-    return figures_of(plan, split.truth, np.repeat(np.arange(clients), count), *found)
+    records, record_owners, members = candidates(split)
+    found = jax.device_get(train(plan, run_key, params, split, records))
+    return figures_of(plan, split.truth, record_owners, members, *found)
+
+
+def candidates(split: training.Split) -> tuple[Any, np.ndarray, np.ndarray]:
+    """Records of everybody in one axis, whose each is, and which of them are trained on."""
+    parts, people, members = [], [], []
+    for data, member in ((split.train, True), (split.test, False)):
+        count = min(RECORDS, int(np.min(np.asarray(data.counts))))
+        parts.append(
+            jax.tree.map(
+                lambda leaf, count=count: leaf[:, :count].reshape(-1, *leaf.shape[2:]),
+                data.examples,
+            )
+        )
+        clients = data.counts.shape[0]
+        people.append(np.repeat(np.arange(clients), count))
+        members.append(np.full(clients * count, member))
+    records = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
+    return records, np.concatenate(people), np.concatenate(members)
 
 
 def dealt(split: training.Split, people: int, seed: int) -> training.Split:
@@ -274,6 +147,7 @@ def figures_of(
     plan: Plan,
     truth: np.ndarray,
     record_owners: np.ndarray,
+    members: np.ndarray,
     found: Any,
     origins: np.ndarray,
     active: np.ndarray,
@@ -288,6 +162,9 @@ def figures_of(
     sizes = mx.units.parameter_counts(plan.units)
     people = np.arange(clients)
 
+    present = np.take_along_axis(
+        active, np.broadcast_to(record_owners, (len(active), len(record_owners))), axis=1
+    )
     known = here.any(axis=0) if plan.scenario.crafts else np.ones(clients, bool)
 
     def sensitive(scores: np.ndarray, who: np.ndarray) -> list[float]:
@@ -297,8 +174,13 @@ def figures_of(
 
     def source(rows: np.ndarray, owners: np.ndarray) -> float:
         """The share of records taken for their owner's, of those whose owner took part."""
-        present = np.take_along_axis(active, np.broadcast_to(record_owners, rows.shape), axis=1)
-        return float(np.mean((np.take_along_axis(owners, rows, axis=1) == record_owners)[present]))
+        right = np.take_along_axis(owners, rows, axis=1) == record_owners
+        return float(np.mean(right[present & members]))
+
+    def membership(gain: np.ndarray) -> float:
+        """How well a record's gain tells whether it was trained on: AUC, the mean over rounds."""
+        aucs = mx.evaluation.membership_auc(gain, np.broadcast_to(members, gain.shape), present)
+        return mean_of_any(aucs)
 
     def alone(at: int, unit: int) -> float:
         """∇Sim's share right of a unit that is followed alone."""
@@ -329,6 +211,8 @@ def figures_of(
         "rand": float(mx.evaluation.adjusted_rand_index(names, within, here)),
         "source": source(found.source, within),
         "slot_source": source(found.slot_source, np.broadcast_to(people, within.shape)),
+        "membership": membership(found.gain),
+        "slot_membership": membership(found.slot_gain),
         "chance_source": float(1 / active.sum(axis=1).mean()),
     }
 

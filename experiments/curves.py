@@ -35,8 +35,10 @@ COLUMNS = {
 }
 # a server that chooses what it sends has names, and no need of pseudonyms
 OF_STUDY = {
+    "core": {name: COLUMNS[name] for name in ("accuracy", "slots", "tracks", "exact", "purity")}
+    | {"source": "source", "membership": "member"},
     "active": {name: COLUMNS[name] for name in ("accuracy", "slots", "tracks", "exact")}
-    | {"named": "named", "source": "source"}
+    | {"named": "named", "source": "source"},
 }
 LINES = {
     "exact": ("whole updates joined", "#00798c", "o", "-"),
@@ -82,7 +84,7 @@ def table(content: dict[str, Any], study: str) -> rich.table.Table:
         "over rounds, on slots for their participants, else for the owners of pseudonyms; layer: "
         "the best unit alone. Exact: all units one person's, in one round. Purity: of "
         "pseudonyms. Named: units of those the server names that are theirs. Source: whose record "
-        "it is, by whole models.",
+        "it is, by whole models; member: whether it was trained on (AUC).",
         padding=(0, 0),
     )
     grid.add_column("", max_width=20)
@@ -123,6 +125,8 @@ def chances(rows: dict[str, list[dict[str, Any]]], columns: Iterable[str]) -> li
     mixed = next(seeds for seeds in rows.values() if seeds[0]["chance_exact"] < 1)
 
     def cell(name: str) -> str:
+        if name == "membership":
+            return "50"
         if name in ATTRIBUTE:
             return f"{chance_of_attribute(rows):.0f}"
         return f"{100 * np.mean([seed[f'chance_{name}'] for seed in mixed]):.2g}"

@@ -40,6 +40,8 @@ def test_what_is_joined_and_followed_is_plain_learning(ran: Any) -> None:
         assert row["tracks"] == plain["tracks"] == plain["slots"]
         assert row["exact"] == row["joined"] == row["purity"] == row["rand"] == 1
         assert row["source"] == plain["source"] > 2 * row["chance_source"]
+        assert row["membership"] == plain["membership"] > 0.5
+        assert row["named"] < 1 == plain["named"]
     # a slot's model is nobody's
     assert mixed["slot_source"] < mixed["source"]
     assert 1 / 11 < mixed["chance_purity"] < 0.7
@@ -69,6 +71,29 @@ def test_tables_fit_a_terminal_and_curves_are_drawn(ran: Any) -> None:
     assert "…" not in text
     assert all(len(line) <= 80 for line in text.splitlines())
     assert all(scenario.label in text for scenario in TINY)
+
+
+def test_who_sends_crafted_models_has_names_and_a_sum_alone_has_none() -> None:
+    chosen = (
+        Scenario("a", crafts="isolate", granularity="neurons"),
+        Scenario("b", "nothing", crafts="isolate", summed=True),
+        Scenario("c", crafts="tag", uploads="models"),
+        Scenario("d", "nothing", summed=True),
+    )
+    task = tasks.TASKS["vowels"]
+    dataset = mx.datasets.vowels()
+    isolated, in_sum, tagged, summed = (
+        adversaries.one_seed(scenario, CONFIG, task, dataset, 0) for scenario in chosen
+    )
+    # two of three rounds isolate somebody; a neuron that never fires is nobody's
+    assert isolated["named"] > 0.9
+    assert in_sum["named"] == in_sum["exact"] == tagged["named"] == tagged["exact"] == 1
+    assert isolated["stepped"] == in_sum["stepped"] == pytest.approx(1 / 3)
+    assert summed["named"] == 0
+    assert np.isnan(summed["exact"])
+    # one guess for all
+    assert min(summed["slots"]) >= 1 - summed["chance"]
+    assert max(summed["slots"]) <= summed["chance"]
 
 
 @pytest.mark.parametrize("study", scenarios.STUDIES)

@@ -49,6 +49,7 @@ DEFINED = {
     "attacks.couplings": "Couplings equations laws lengths measure shared",
     "attacks.crafted": "Isolated Tagged isolate regauge tag",
     "attacks.flooding": "dummies expected_dummies isolated",
+    "attacks.learned": "attack check_attribute directions observe scores unit_scores",
     "attacks.membership": "scores unit_scores",
     "attacks.shadows": "Pool References assemble attack features halves",
     "attacks.sim": "Statistics Terms active circumcenter cosine direction_squared_norms directions "

@@ -4,6 +4,7 @@ from mixjax.attacks import channels as channels
 from mixjax.attacks import couplings as couplings
 from mixjax.attacks import crafted as crafted
 from mixjax.attacks import flooding as flooding
+from mixjax.attacks import learned as learned
 from mixjax.attacks import membership as membership
 from mixjax.attacks import shadows as shadows
 from mixjax.attacks import sim as sim
@@ -20,6 +21,7 @@ __all__ = [
     "couplings",
     "crafted",
     "flooding",
+    "learned",
     "membership",
     "shadows",
     "sim",

@@ -72,7 +72,7 @@ def _line_style(case: Case, cases: Cases) -> dict[str, Any]:
 
 def _band(axis: Axes, series: np.ndarray, name: str, style: dict[str, Any]) -> None:
     """Mean over seeds, the first axis, with its 95 % band."""
-    intervals = [mx.evaluation.bootstrap(column) for column in series.T]
+    intervals = [mx.evaluation.student(column, within=(0, 1)) for column in series.T]
     rounds = np.arange(1, len(intervals) + 1)
     axis.plot(rounds, [100 * one.mean for one in intervals], label=name, **style)
     axis.fill_between(
@@ -107,7 +107,8 @@ def _means(intervals: list[mx.evaluation.Interval]) -> tuple[np.ndarray, np.ndar
         100 * np.array([getattr(one, name) for one in intervals])
         for name in ("mean", "low", "high")
     )
-    return mean, np.array([mean - low, high - mean])
+    # a single seed has no interval
+    return mean, np.nan_to_num([mean - low, high - mean])
 
 
 def _unit_names(units: list[str]) -> list[str]:
@@ -149,7 +150,7 @@ def _background(cases: Cases, attacks: list[str]) -> Figure | None:
             [s[-1]["background"][str(n)] for s in seeds.values() if str(n) in s[-1]["background"]]
             for n in people
         ]
-        mean, spread = _means([mx.evaluation.bootstrap(level) for level in levels])
+        mean, spread = _means([mx.evaluation.student(level, within=(0, 1)) for level in levels])
         axis.errorbar(
             people,
             mean,

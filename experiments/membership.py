@@ -78,10 +78,12 @@ def main(config: Config) -> None:
         "seconds": round(time.perf_counter() - started, 1),
         "results": {
             name: {
-                "auc": mx.evaluation.bootstrap([one.auc for one in values])._asdict(),
-                "true_positive_rate": mx.evaluation.bootstrap(
-                    [one.true_positive_rate for one in values]
-                )._asdict(),
+                **{
+                    share: mx.evaluation.student(
+                        [getattr(one, share) for one in values], within=(0, 1)
+                    )._asdict()
+                    for share in ("auc", "true_positive_rate")
+                },
                 "excluded": sum(one.excluded for one in values),
             }
             for name, values in found.items()

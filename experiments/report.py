@@ -80,7 +80,7 @@ def recorded(folder: Path) -> dict[str, Any] | None:
 INTRODUCTION = """# Results
 
 Written by `python -m experiments.reproduce` from `experiments/configs`. Percent, mean over seeds
-and 95 % bootstrap interval over seeds (over two seeds no more than their spread); every seed has
+and 95 % interval over seeds (Student's, cut to [0, 100]; none for a single seed); every seed has
 other people as participants. *Attribution*: is the guess for a slot the attribute of the
 participant of that slot? For mixings it is the mean over 200 draws. *Set level*: how well the
 guesses' histogram matches the cohort's, which no permutation of whole updates lowers. *Best

@@ -85,8 +85,8 @@ def by_case(rows: Rows) -> dict[Case, dict[int, Rows]]:
 
 
 def over_seeds(seeds: dict[int, Rows], value: Callable[[Rows], float]) -> mx.evaluation.Interval:
-    """Mean and 95 % interval over seeds of one number a seed."""
-    return mx.evaluation.bootstrap([value(rows) for rows in seeds.values()])
+    """Mean and 95 % interval over seeds of one share a seed."""
+    return mx.evaluation.student([value(rows) for rows in seeds.values()], within=(0, 1))
 
 
 def last(name: str) -> Callable[[Rows], float]:
@@ -153,7 +153,7 @@ def summarize(
             difference = [
                 seeds[seed][-1]["accuracy"] - plain[seed][-1]["accuracy"] for seed in seeds
             ]
-            entry["accuracy_minus_none"] = mx.evaluation.bootstrap(difference)._asdict()
+            entry["accuracy_minus_none"] = mx.evaluation.student(difference)._asdict()
         results.append(entry)
     return {
         "config": config,
@@ -231,8 +231,10 @@ def config_dict(config: Any, task: Task) -> dict[str, Any]:
 
 
 def percent(interval: dict[str, float]) -> str:
-    """Mean and interval, in percent; a dash where there is none."""
+    """Mean and interval, in percent; no interval of a single seed, a dash where there is none."""
     if math.isnan(interval["mean"]):
         return "–"
+    if math.isnan(interval["low"]):
+        return f"{100 * interval['mean']:.1f}"
     mean, low, high = (100 * interval[name] for name in ("mean", "low", "high"))
     return f"{mean:.1f} [{low:.1f}, {high:.1f}]"

@@ -367,11 +367,20 @@ CALLS: dict[str, Call] = {
         mx.evaluation.wilson,
         {"successes": whole(3), "trials": whole(9), "confidence": whole(0.9)},
     ),
-    "evaluation.bootstrap": Call(
-        lambda values, resamples, seed: mx.evaluation.bootstrap(
-            values, resamples=resamples, seed=seed
+    "evaluation.student": Call(
+        mx.evaluation.student, {"values": ("rows", [0.1, 0.5]), "confidence": whole(0.9)}
+    ),
+    "evaluation.superiority": Call(
+        lambda differences, negligible, level: mx.evaluation.superiority(
+            differences, negligible=negligible, level=level
         ),
-        {"values": ("rows", [0.1, 0.5]), "resamples": whole(9), "seed": whole(3)},
+        {"differences": ("rows", [0.1, 0.5]), "negligible": whole(0.1), "level": whole(0.1)},
+    ),
+    "evaluation.equivalence": Call(
+        lambda differences, margin, level: mx.evaluation.equivalence(
+            differences, margin, level=level
+        ),
+        {"differences": ("rows", [0.1, 0.5]), "margin": whole(0.1), "level": whole(0.1)},
     ),
     "cohort.run": Call(
         lambda key, params, data, local, chunk_size: mx.cohort.run(

@@ -192,4 +192,6 @@ def test_membership_is_judged_behind_each_defence(tmp_path: Path) -> None:
         assert set(measures) == {"auc", "true_positive_rate"}
         for interval in measures.values():
             assert set(interval) == INTERVAL
-            assert 0 <= interval["low"] <= interval["mean"] <= interval["high"] <= 1
+            assert 0 <= interval["mean"] <= 1
+            # of one seed there is no interval
+            assert interval["low"] is interval["high"] is None

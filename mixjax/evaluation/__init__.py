@@ -30,12 +30,14 @@ from mixjax.evaluation.assemblies import exact_assemblies as exact_assemblies
 from mixjax.evaluation.assemblies import joined_share as joined_share
 from mixjax.evaluation.assemblies import owners as owners
 from mixjax.evaluation.intervals import Interval as Interval
-from mixjax.evaluation.intervals import bootstrap as bootstrap
 from mixjax.evaluation.intervals import student as student
 from mixjax.evaluation.intervals import wilson as wilson
 from mixjax.evaluation.linkage import neighbours as neighbours
 from mixjax.evaluation.linkage import relink_rank as relink_rank
 from mixjax.evaluation.linkage import unit_distances as unit_distances
+from mixjax.evaluation.paired import Verdict as Verdict
+from mixjax.evaluation.paired import equivalence as equivalence
+from mixjax.evaluation.paired import superiority as superiority
 from mixjax.evaluation.ranking import auc as auc
 from mixjax.evaluation.ranking import membership_auc as membership_auc
 from mixjax.evaluation.ranking import true_positive_rate as true_positive_rate
@@ -45,16 +47,17 @@ from mixjax.evaluation.tracks import purity as purity
 
 __all__ = [
     "Interval",
+    "Verdict",
     "adjusted_rand_index",
     "attribution",
     "attribution_over_draws",
     "auc",
     "balanced_accuracy",
-    "bootstrap",
     "chance",
     "chance_purity",
     "effective_set_size",
     "entropy",
+    "equivalence",
     "exact_assemblies",
     "fano_bound",
     "guesses",
@@ -68,6 +71,7 @@ __all__ = [
     "relink_rank",
     "set_level",
     "student",
+    "superiority",
     "true_positive_rate",
     "unit_distances",
     "unit_level",

@@ -41,6 +41,8 @@ class Defence(NamedTuple):
       moves: what the proxy moves on its own, and an adaptive server puts back.
       measured: whether it is also trained through really mixed tensors, under a server that
         only looks: its utility is then measured and not assumed.
+      reverse: whether clients are summed in reverse order, which nobody would call a defence: the
+        control of how much accuracies differ by rounding alone.
       traced: parameters of `perturb` that one compiled program takes all values of.
       epsilon: `(rounds, delta, **parameters)` -> what it guarantees; None without a guarantee.
     """
@@ -53,6 +55,7 @@ class Defence(NamedTuple):
     mix: Callable[..., mx.mixing.Mix] | None = None
     moves: Undone = "nothing"
     measured: bool = False
+    reverse: bool = False
     traced: tuple[str, ...] = ()
     epsilon: Callable[..., float] | None = None
 
@@ -105,6 +108,7 @@ NOISY = Defence(
 
 DEFENCES = {
     "none": Defence("plain FL", "#d1495b"),
+    "reversed": Defence("plain FL, reversed", "#b07d62", reverse=True),
     "noisy": NOISY,
     "top_k": Defence(
         "top {fraction:.0%}",

@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, cast
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import rich.console
@@ -42,6 +42,7 @@ class Config(tasks.Options):
 
     defences: tuple[conditions.DefenceName, ...] = (
         "none",
+        "reversed",
         "noisy",
         "shuffle",
         "mixnn",
@@ -98,8 +99,9 @@ class Job(NamedTuple):
 
     @property
     def sweep(self) -> bool:
-        """Whether the server also tries to know fewer people."""
-        return self.trained.server.passive and not self.trained.perturbs
+        """Whether the server also tries to know fewer people, and updates are kept to look at."""
+        trained = self.trained
+        return trained.server.passive and not trained.perturbs and not trained.row.reverse
 
 
 def plan(config: Config, task: tasks.Task) -> list[Job]:
@@ -123,6 +125,9 @@ def plan(config: Config, task: tasks.Task) -> list[Job]:
                 key = (case.row.perturb, case.parameters)
                 first = perturbed.setdefault(key, Job(case, False, []))
                 first.cases.extend(alike)
+            elif case.row.reverse:
+                # a control of what is learned: who looks, and at what model, makes no difference
+                measured += [Job(case, False, [case])] if passive else []
             elif case.row.measured and passive:
                 measured.append(Job(case, True, alike))
             else:
@@ -293,7 +298,7 @@ def setting_of(
         rounds=config.rounds,
         graph=graph,
         mixed=job.mixed,
-        keep_updates=job.sweep and not job.mixed,
+        keep_updates=job.sweep,
     )
 
 
@@ -312,6 +317,8 @@ def run_job(
     setting = setting_of(config, task, dataset, graph, job)
     if not job.sweep:
         split = split.with_all_knowledge()
+    if job.trained.row.reverse:
+        split = split.reversed()
     # one key for training, another for the proxy, which no server may derive
     train_key, proxy_key = jax.random.split(jax.random.key(seed))
     run = training.trajectory(
@@ -328,53 +335,53 @@ def run_job(
     for index, case in enumerate(job.cases):
         mix_key, draws_key = jax.random.split(jax.random.fold_in(proxy_key, index))
         seen = metrics.behind_mix(mix_key, case, run, graph, split, mixed=job.mixed)
-        fresh += metrics.rows(case, seed, seen, graph, split, units, draws_key)
+        origins, names = seen.records.truth.origins, dataset.attribute.values
+        sums = metrics.aggregates(case, run, origins, units, mixed=job.mixed)
+        fresh += metrics.rows(case, seed, seen, graph, split, units, draws_key, names, sums)
     return fresh
 
 
+COLUMNS = {
+    "accuracy": "accuracy",
+    "outsiders": "accuracy_outsiders",
+    "per round": "attribution",
+    "summed": "attribution_accumulated",
+    "cohort": "cohort",
+    "layer": "best_unit_level",
+}
+
+
 def table(summary: dict[str, Any]) -> rich.table.Table:
-    """The summary as a table, in percent with 95 % intervals over seeds."""
+    """The summary as a table of 80 columns, in percent with 95 % intervals over seeds."""
     config = summary["config"]
+    blind = summary["results"][0]["cohort_chance"]["mean"]
     grid = rich.table.Table(
-        title=(
-            f"{config['dataset']}: {config['rounds']} rounds, {config['seeds']} seeds; "
-            f"chance {100 * summary['chance']:.0f} %"
-        ),
+        title=f"{config['dataset']}: {config['rounds']} rounds, {config['seeds']} seeds",
         caption=results.planted_note(summary)
         + (
-            "Percent, mean over seeds and 95 % interval. Attribution: is the guess for a slot its "
-            "participant's attribute? Adaptive: for a pseudonym its owner's? Layers: the best "
-            "single layer, judged for its owner."
+            "Percent, mean over seeds ± how far the 95 % interval reaches. Accuracy on the "
+            "participants' held-out data, and on outsiders'. Per round, and with scores summed "
+            "over rounds: is the guess for a slot its participant's attribute, or the adaptive "
+            "server's for a pseudonym its owner's? "
+            f"Chance {100 * summary['chance']:.0f}. Cohort: how much of the attribute's histogram "
+            f"single layers tell; a guess without them {100 * blind:.0f}. Layer: the layer that "
+            "tells most on other seeds, judged for its owner. All seeds of the page of results: "
+            "python -m experiments.reproduce."
         ),
+        box=None,
+        padding=(0, 0, 0, 1),
+        pad_edge=False,
     )
-    for column, justify in (
-        ("defence", "left"),
-        ("attack", "left"),
-        ("accuracy", "right"),
-        ("attribution", "right"),
-        ("accumulated", "right"),
-        ("set level", "right"),
-        ("best layer", "right"),
-    ):
-        grid.add_column(column, justify=cast(Any, justify))
-    attack = None
-    # servers that look at the same trajectories come case by case
-    for entry in sorted(
-        summary["results"], key=lambda one: [*conditions.ATTACKS].index(one["attack"])
-    ):
-        case = Case.of(entry)
-        if attack not in (None, case.attack):
-            grid.add_section()
-        attack = case.attack
-        grid.add_row(
-            case.label,
-            case.attack,
-            *(
-                results.percent(entry[name])
-                for name in ("accuracy", "attribution", "attribution_accumulated", "set_level")
-            ),
-            results.percent(results.best_unit(entry)),
-        )
+    grid.add_column("")
+    for column in COLUMNS:
+        grid.add_column(column, justify="right", no_wrap=True)
+    entries = results.by_entry(summary)
+    for name, server in conditions.ATTACKS.items():
+        of_server = {case: entry for case, entry in entries.items() if case.attack == name}
+        if of_server:
+            grid.add_row(f"[bold]{server.label}[/bold]")
+        for case, entry in of_server.items():
+            grid.add_row(case.label, *(results.short(entry[field]) for field in COLUMNS.values()))
     return grid
 
 

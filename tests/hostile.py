@@ -314,9 +314,20 @@ CALLS: dict[str, Call] = {
         mx.evaluation.balanced_accuracy,
         {"guesses": rows, "truth": rows, "values": whole(2), "active": active},
     ),
-    "evaluation.set_level": Call(
-        mx.evaluation.set_level,
-        {"guesses": rows, "truth": rows, "values": whole(2), "active": active},
+    "evaluation.histogram": Call(
+        mx.evaluation.histogram, {"truth": rows, "values": whole(2), "active": active}
+    ),
+    "evaluation.histogram_of_units": Call(
+        mx.evaluation.histogram_of_units,
+        {"unit_scores": ("scores", np.ones((4, 2, 2))), "active": active},
+    ),
+    "evaluation.overlap": Call(
+        mx.evaluation.overlap, {"estimate": ("rows", [0.5, 0.5]), "histogram": ("rows", [0.3, 0.7])}
+    ),
+    "evaluation.subcohorts": Call(
+        mx.evaluation.subcohorts,
+        {"seed": whole(3), "truth": rows, "values": whole(2), "size": whole(2),
+         "draws": whole(3)},
     ),
     "evaluation.unit_level": Call(
         mx.evaluation.unit_level,

@@ -35,8 +35,6 @@ def test_a_case_by_hand() -> None:
     assert evaluation.attribution(guesses, truth) == 3 / 5
     assert evaluation.attribution(guesses, truth, active) == 3 / 4
     assert evaluation.balanced_accuracy(guesses, truth, 3) == pytest.approx((1 / 2 + 2 / 3) / 2)
-    assert evaluation.set_level(guesses, truth, 3) == (2 + 2) / 5
-    assert evaluation.set_level(guesses, truth, 3, active) == (1 + 2) / 4
     assert evaluation.chance(truth) == 3 / 5
     assert evaluation.chance(truth, active) == 3 / 4
     assert evaluation.permuted_attribution(guesses, truth, 3) == pytest.approx((2 * 2 + 2 * 3) / 25)
@@ -61,14 +59,6 @@ def test_accuracies_equal_loops(seed: int) -> None:
     ]
     balanced = evaluation.balanced_accuracy(guesses, truth, VALUES, active)
     assert balanced == pytest.approx(np.mean(recalls))
-    remaining, matched = truth[rows].tolist(), 0
-    for guess in guesses[rows]:
-        if guess in remaining:
-            remaining.remove(guess)
-            matched += 1
-    assert evaluation.set_level(guesses, truth, VALUES, active) == pytest.approx(
-        matched / len(rows)
-    )
     commonest = max(np.sum(truth[rows] == value) for value in range(VALUES))
     assert evaluation.chance(truth, active) == pytest.approx(commonest / len(rows))
 
@@ -80,7 +70,6 @@ def test_leading_axes_are_runs_of_their_own(masked: bool) -> None:
     for metric in (
         evaluation.attribution,
         lambda g, t, a: evaluation.balanced_accuracy(g, t, VALUES, a),
-        lambda g, t, a: evaluation.set_level(g, t, VALUES, a),
         lambda g, t, a: evaluation.permuted_attribution(g, t, VALUES, a),
     ):
         together = metric(guesses, truth, mask)
@@ -95,7 +84,7 @@ def test_what_is_inactive_does_not_count(seed: int) -> None:
     guesses, truth, active = case(seed)
     other = np.where(active, guesses, (guesses + 1) % VALUES)
     other_truth = np.where(active, truth, (truth + 2) % VALUES)
-    for metric in (evaluation.set_level, evaluation.balanced_accuracy):
+    for metric in (evaluation.permuted_attribution, evaluation.balanced_accuracy):
         assert metric(guesses, truth, VALUES, active) == metric(other, other_truth, VALUES, active)
         small = metric(guesses[active], truth[active], VALUES)
         assert metric(guesses, truth, VALUES, active) == pytest.approx(small)
@@ -107,16 +96,6 @@ def test_nobody_active_gives_nan_without_a_warning() -> None:
     assert np.isnan(evaluation.attribution(guesses, truth, active))
     assert np.isnan(evaluation.balanced_accuracy(guesses, truth, 2, active))
     assert np.isnan(evaluation.auc(np.eye(2), truth, active))
-
-
-@FEW
-@SEEDS
-def test_the_set_level_is_invariant_under_permutations_of_slots(seed: int) -> None:
-    guesses, truth, _ = case(seed)
-    order = np.random.default_rng(seed + 1).permutation(len(guesses))
-    assert evaluation.set_level(guesses, truth, VALUES) == evaluation.set_level(
-        guesses[order], truth, VALUES
-    )
 
 
 def mann_whitney(own: np.ndarray, other: np.ndarray) -> float:
@@ -188,6 +167,12 @@ def test_the_true_positive_rate_at_exact_shares_and_ties() -> None:
     assert rate(scores, members, false_positive_rate=0.27) == 0
     assert rate([1, 1, 1, 1], [True, False, False, False], false_positive_rate=0.9) == 0
     assert rate([1, 1, 1, 1], [True, False, False, False], false_positive_rate=1.0) == 1
+
+
+def test_infinite_scores_rank_as_any_do() -> None:
+    scores, members = [np.inf, 1.0, np.inf, -np.inf, 5.0], [True, False, False, True, True]
+    active = [True, True, True, True, False]
+    assert evaluation.membership_auc(scores, members, active) == (1 + 0.5) / 4
 
 
 @pytest.mark.parametrize("metric", [evaluation.membership_auc, evaluation.true_positive_rate])

@@ -35,11 +35,11 @@ DATA = {"planted": False}
 
 
 def row(case: Case, seed: int = 0, number: int = 1, **changes: Any) -> dict[str, Any]:
-    names = ("accuracy", "attribution", "attribution_accumulated", "balanced_accuracy", "auc")
     keys = {"seed": seed, **case.keys(), "round": number, "excluded": 0, "stepped": True}
-    numbers = dict.fromkeys((*names, "auc_accumulated", "set_level", "chance", "loss"), 0.5)
-    more = {"unit_level": {"conv": 0.5, "out": 0.5}, "participants": [0.4, 0.6]}
-    return keys | numbers | more | changes
+    numbers = dict.fromkeys((*results.FIGURES_OF_A_CASE, "loss"), 0.5)
+    units = {"conv": 0.5, "out": 0.5}
+    more = {"unit_level": units, "unit_accumulated": units, "participants": [0.4, 0.6]}
+    return keys | numbers | more | {"diverged": []} | changes
 
 
 def session(seconds: float = 1.0, **changes: Any) -> dict[str, Any]:
@@ -82,15 +82,17 @@ def test_resuming_reads_back_what_was_not_finite(tmp_path: Path) -> None:
 
 def test_table_page_and_figures_have_a_place_for_what_is_not_there(tmp_path: Path) -> None:
     gaps = {"accuracy": NAN, "attribution": NAN, "auc": NAN, "participants": [NAN, 0.5]}
+    units = {"conv": NAN, "out": NAN}
+    gaps |= {"unit_level": units, "unit_accumulated": units}
     rows = [row(CASES[0], seed) for seed in range(2)]
-    rows += [row(CASES[1], seed, **gaps, unit_level={"conv": NAN, "out": NAN}) for seed in (0, 1)]
+    rows += [row(CASES[1], seed, **gaps) for seed in (0, 1)]
     results.write_json(tmp_path / "summary.json", summary_of(rows))
     strictly((tmp_path / "summary.json").read_text())
     summary = results.read_summary(tmp_path / "summary.json")
     plain, noisy = report.table(summary).splitlines()[2:]
     assert "| 50.0 [50.0, 50.0] |" in plain
-    assert noisy.split(" | ")[2:4] == ["–", "–"]
-    assert evaluate.table(summary).row_count == 2
+    assert noisy.split(" | ")[2] == noisy.split(" | ")[4] == "–"
+    assert evaluate.table(summary).row_count == 3
     report.write(tmp_path / "page.md", [report.Entry("a", "A", tmp_path, None)], quick=False)
     assert "nan" not in (tmp_path / "page.md").read_text()
     assert {path.stem for path in figures.draw_all(rows, tmp_path)} >= {"utility", "frontier"}
@@ -107,6 +109,18 @@ def test_a_bound_that_is_infinite_is_shown_as_such(tmp_path: Path) -> None:
 def test_the_loss_of_a_round_is_of_those_who_are_there() -> None:
     losses = np.array([[1.0, 3.0], [NAN, 3.0], [NAN, NAN], [math.inf, 1.0]])
     np.testing.assert_equal(metrics._mean_of_known(losses), [2.0, 3.0, NAN, math.inf])
+
+
+def test_a_round_without_scores_has_no_figures_and_names_what_diverged() -> None:
+    scores = np.random.default_rng(0).normal(size=(3, 5, 6, 2))
+    truth = np.arange(6) % 2
+    whole = metrics._attack(scores, truth, 2, "")
+    scores[1, 2, 3, 0] = NAN
+    for name, column in metrics._attack(scores, truth, 2, "").items():
+        np.testing.assert_array_equal(column, np.where([0, 1, 0], NAN, whole[name]))
+    references = {"w": np.ones((3, 2, 2, 4)), "b": np.ones((3, 2, 2, 1))}
+    references["b"][2, 0, 1] = math.inf
+    assert metrics._not_finite(references, ("left", "right")) == [[], [], ["right"]]
 
 
 # training that diverged
@@ -129,6 +143,17 @@ def test_a_model_that_nothing_moves_is_an_error(stepped: list[bool], message: st
     results.check_trained(rows)
     rows += [row(CASES[1], 3, n, stepped=step) for n, step in enumerate(stepped, start=1)]
     with pytest.raises(mx.InputError, match=message):
+        results.check_trained(rows)
+
+
+def test_a_reference_that_diverged_is_an_error_that_names_it() -> None:
+    rows = [row(CASES[0], seed, number) for seed in (0, 3) for number in (1, 2)]
+    results.check_trained(rows)
+    rows[3]["diverged"] = ["left", "right"]
+    with pytest.raises(
+        mx.InputError,
+        match=r"seed 3, defence plain FL, attack passive: in round 2 that for left and right div",
+    ):
         results.check_trained(rows)
 
 

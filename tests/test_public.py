@@ -71,9 +71,10 @@ DEFINED = {
     "defences": "Defence Perturb clipped compose mixnn noisy_gradient none shuffle top_k",
     "evaluation": "",
     "evaluation.accuracies": "attribution attribution_over_draws balanced_accuracy chance guesses "
-    "permuted_attribution set_level unit_level",
+    "permuted_attribution unit_level",
     "evaluation.anonymity": "effective_set_size entropy fano_bound guessing_entropy",
     "evaluation.assemblies": "exact_assemblies joined_share owners",
+    "evaluation.cohorts": "histogram histogram_of_units overlap subcohorts",
     "evaluation.intervals": "Interval of_runs student wilson",
     "evaluation.linkage": "neighbours relink_rank unit_distances",
     "evaluation.paired": "Verdict equivalence superiority",

@@ -127,7 +127,7 @@ of each person and follows them from round to round; see [adversaries](adversari
 
 IDENTITY = """The mean of mixed updates is the mean of the same tensors in another order. Of each
 round's updates: the relative difference of both means, the largest over rounds, seeds and tensors,
-and whether they are equal to the last bit where updates are whole numbers. What is left is rounding,
+and whether they are equal to the last bit where updates are whole numbers. The rest is rounding,
 which training enlarges: beside it stands plain FL with its clients summed in reverse order.
 Accuracies in points, after the last round."""
 

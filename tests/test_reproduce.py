@@ -1,6 +1,5 @@
 """Every published configuration at toy size, on planted data where the real set is not there."""
 
-import json
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ import numpy as np
 import pytest
 
 import mixjax as mx
-from experiments import claims, planted, report, reproduce, tasks
+from experiments import claims, planted, report, reproduce, results, tasks
 
 FILES = sorted(reproduce.CONFIGS.glob("*.toml"))
 TOY = {
@@ -56,7 +55,7 @@ def test_every_configuration_runs_and_has_its_section(
     assert f"## {title}" in text
     assert ("**Planted data**" in text) == (synthetic or folder is not None)
     assert "## Another set\n\nNot run: no data" in text
-    summary = json.loads((out / "summary.json").read_text())
+    summary = results.read_summary(out / "summary.json")
     plain = summary["results"][0]
     assert f"| {100 * plain['accuracy']['mean']:.1f} |" in text
     for unit, count in summary["parameters"].items():

@@ -55,7 +55,7 @@ class Config(tasks.Options):
     rounds: int = 20
     """Rounds of federated learning."""
     seeds: int = 20
-    """Repetitions, each with its own people as participants."""
+    """Repetitions, each with its own people, or images dealt to them, first model and mixings."""
     list_size: int = 5
     """Entries in each list of the proxy."""
     kept: tuple[float, ...] = (0.1, 0.01)
@@ -219,6 +219,8 @@ def train_all(
     with _progress(console) as progress, mx.checkpoint.stop_on_signals(leaving) as stopped:
         bar = progress.add_task("", total=config.seeds * len(jobs) * config.rounds)
         for seed in range(config.seeds):
+            if task.dealt and seed:
+                dataset = tasks.load(config, task, seed=seed)
             split = training.split_people(dataset, seed, task.auxiliary, sweep=True)
             for number, job in enumerate(jobs, start=seed * len(jobs)):
                 checkpoints = out / resume.CHECKPOINTS / f"{number:05d}"

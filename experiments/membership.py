@@ -68,6 +68,8 @@ def main(config: Config) -> None:
     mesh = mx.sharding.clients_mesh()
     found: dict[str, list[Found]] = {name: [] for name in chosen}
     for seed in rich.progress.track(range(config.seeds), "seeds", console=console):
+        if task.dealt and seed:
+            dataset = tasks.load(config, task, seed=seed)
         split = training.split_people(dataset, seed, task.auxiliary, sweep=False)
         for name, values in one_seed(setting, chosen, split, seed, config.records, mesh).items():
             found[name].append(values)

@@ -16,6 +16,7 @@ from experiments.results import (
     warnings,
     write_text,
 )
+from experiments.tasks import TASKS
 
 FIGURES = {
     "utility": "Test accuracy a round; mean over participants, 95 % band over seeds.",
@@ -58,10 +59,10 @@ def write(page: Path, entries: Iterable[Entry], *, quick: bool) -> None:
         summary = recorded(entry.folder)
         if summary is None:
             parts.append(f"## {entry.title}\n\nNot run: {entry.problem or 'not asked for'}")
-        elif "data" not in summary:
+        elif "pool" not in summary.get("data", {}):
             parts.append(
-                f"## {entry.title}\n\nNot shown: the results there are don't say whether their "
-                "data is real. Run them again."
+                f"## {entry.title}\n\nNot shown: the results there are of an earlier program, and "
+                "don't say all that the page does, such as whether data is real. Run them again."
             )
         else:
             finished.append((entry, summary))
@@ -79,8 +80,8 @@ def recorded(folder: Path) -> dict[str, Any] | None:
 INTRODUCTION = """# Results
 
 Written by `python -m experiments.reproduce` from `experiments/configs`. Percent, mean over seeds
-with the 95 % interval (Student's, cut to what a share can be; none for a single seed). Every seed
-deals people, examples, the first model and mixings anew.
+with the 95 % interval (Student's, cut to what a share can be; none for a single seed). What
+seeds differ in, and intervals cover, stands with each set.
 
 * *Accuracy* is the final model's on the held-out part of the participants' own data, *outsiders* on
   all data of people who took no part in training.
@@ -155,7 +156,7 @@ def section(entry: Entry, summary: dict[str, Any], figures: Path) -> str:
     excluded = warnings(summary)
     if excluded:
         parts.append("**Broken updates**: " + " ".join(excluded))
-    parts += [conditions, table(summary), layers(summary), COMMENT]
+    parts += [conditions, covered(summary), table(summary), layers(summary), COMMENT]
     shown = []
     for figure, caption in FIGURES.items():
         source = entry.folder / f"{figure}.png"
@@ -170,6 +171,24 @@ COMMENT = """What a single layer tells of its owner no permutation changes: the 
 where training does. So the server still learns which layers come from somebody with the
 attribute. Attribution of the adaptive server is judged for the owners of its pseudonyms: whom it
 recognises again, not by which name."""
+
+
+def covered(summary: dict[str, Any]) -> str:
+    """What differs between seeds, which is what the intervals cover."""
+    people, known = summary["data"]["pool"], summary["config"]["auxiliary"]
+    always = "the first model, the order of examples and the mixing"
+    if TASKS[summary["config"]["dataset"]].dealt:
+        return (
+            f"Every seed deals images anew to {people} participants, of whom the server knows "
+            f"{known}, and draws {always}: the intervals cover all of these, within this set of "
+            "images."
+        )
+    count = math.comb(people, known)
+    return (
+        f"Every seed draws which {people - known} of {people} people take part (at most "
+        f"{count:,} ways) and {always}: the intervals cover these draws from the same {people} "
+        "people, and say nothing of others."
+    )
 
 
 COLUMNS = {

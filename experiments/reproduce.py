@@ -105,7 +105,11 @@ def run(setting: dict[str, Any], folder: Path | None, out: Path, synthetic: bool
     summary = report.recorded(out)
     if summary is not None and summary["config"] == asked:
         data = summary.get("data")
-        same = data is not None and _same_data(data, config, task, folder, synthetic)
+        same = (
+            data is not None
+            and "pool" in data
+            and _same_data(data, config, task, folder, synthetic)
+        )
         if same:
             return None
     command = [sys.executable, "-m", "experiments.evaluate", "--resume", "--out", str(out)]

@@ -31,7 +31,7 @@ from experiments.conditions import Case
 
 NAN = math.nan
 CASES = [Case("none", "passive"), Case("noisy", "passive", (("clip_norm", 4.0), ("sigma", 0.1)))]
-DATA = {"planted": False}
+DATA = {"planted": False, "pool": 10}
 
 
 def row(case: Case, seed: int = 0, number: int = 1, **changes: Any) -> dict[str, Any]:
@@ -387,7 +387,7 @@ def page(out: Path, problem: str | None = None) -> str:
 def test_what_was_planted_is_not_finished_for_real_data_and_stays_marked(
     tmp_path: Path, calls: list[list[str]], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    out = finished(tmp_path / "out", {"planted": True})
+    out = finished(tmp_path / "out", {"planted": True, "pool": 4})
     assert reproduce.run(SETTING, None, out, True) is None
     assert not calls
     for folder in (real(tmp_path / "real"), tmp_path / "nowhere", None):
@@ -405,7 +405,7 @@ def test_what_was_real_is_finished_for_the_same_data_alone(
 ) -> None:
     folder = real(tmp_path / "real")
     load = tasks.TASKS["motionsense"].load
-    data = provenance.of_data(load(folder, 0, 0), folder)
+    data = provenance.of_data(load(folder, 0, 0, 0), folder)
     out = finished(tmp_path / "out", data)
     assert reproduce.run(SETTING, folder, out, False) is None
     assert reproduce.run(SETTING, None, out, False) is None
@@ -427,7 +427,7 @@ def test_results_that_do_not_tell_their_data_are_not_shown(
     assert reproduce.run(SETTING, None, out, False)
     assert len(calls) == 1
     text = page(out)
-    assert "Not shown: the results there are don't say whether their data is real" in text
+    assert "Not shown: the results there are of an earlier program" in text
     assert "toy, 1 seeds" not in text
 
 
@@ -442,6 +442,21 @@ def test_tables_say_that_data_is_planted(is_planted: bool) -> None:
 def test_the_page_says_that_the_seeds_undo_the_mixing(tmp_path: Path) -> None:
     text = " ".join(page(finished(tmp_path / "out", DATA)).split())
     assert "whoever has the file and the program can undo the mixing" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "pool", "says"),
+    [
+        ("watch", 10, "which 7 of 10 people take part (at most 120 ways)"),
+        ("cifar10", 24, "deals images anew to 24 participants, of whom the server knows 4"),
+    ],
+)
+def test_the_page_says_what_its_intervals_cover(name: str, pool: int, says: str) -> None:
+    config = evaluate.Config(dataset=name)
+    options = results.config_dict(config, tasks.resolve(config))
+    data = DATA | {"pool": pool}
+    summary = results.summarize([row(CASES[0])], options, data, {"conv": 9}, [session()])
+    assert says in report.section(report.Entry("a", "A", Path("nowhere"), None), summary, Path())
 
 
 # all sessions

@@ -4,11 +4,12 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
 import mixjax as mx
-from experiments import claims, planted, report, reproduce, results, tasks
+from experiments import claims, evaluate, planted, report, reproduce, results, tasks
 
 FILES = sorted(reproduce.CONFIGS.glob("*.toml"))
 TOY = {
@@ -71,9 +72,25 @@ def test_the_planted_faces_suffice_for_their_configuration(tmp_path: Path) -> No
     setting = tomllib.loads((reproduce.CONFIGS / "lfw.toml").read_text())
     task, clients = tasks.TASKS["lfw"], setting["participants"]
     folder = reproduce.PLANTED["lfw"](tmp_path)
-    data = task.load(folder, clients + task.auxiliary, setting["per_client"])
+    data = task.load(folder, clients + task.auxiliary, setting["per_client"], 0)
     np.testing.assert_array_equal(data.train.counts, setting["per_client"])
     assert len(data.train.counts) == clients + task.auxiliary
+
+
+def test_seeds_deal_other_images_and_resuming_deals_the_same(tmp_path: Path) -> None:
+    config = evaluate.Config(dataset="lfw", participants=4, per_client=20)
+    task = tasks.resolve(config)
+    folder = reproduce.PLANTED["lfw"](tmp_path)
+    first, second, again = (tasks.load(config, task, folder, seed=seed) for seed in (0, 1, 1))
+    assert not np.array_equal(first.train.examples.inputs, second.train.examples.inputs)
+    for one, other in zip(jax.tree.leaves(second), jax.tree.leaves(again), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_real_sets_have_ten_seeds_or_more() -> None:
+    for file in FILES:
+        setting = tomllib.loads(file.read_text())
+        assert setting.get("planted") or setting["seeds"] >= 10
 
 
 def summary_of(

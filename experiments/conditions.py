@@ -1,16 +1,15 @@
 """What is compared: a row for each defence and each attack, which all else here reads.
 
-A new defence is a row of `DEFENCES`, a new attack one of `ATTACKS`, and nothing else: the command
-line's choices, trajectories, figures, tables and the page of results follow from the rows.
+A new defence is a row of `DEFENCES`, a new attack one of `ATTACKS`, with its name in `options`, and
+nothing else: trajectories, figures, tables and the page of results follow from the rows.
 """
 
 import functools
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import tyro
 
 import mixjax as mx
 from experiments.servers import Undone
@@ -148,13 +147,6 @@ ATTACKS = {
         passive=False,
     ),
 }
-
-if TYPE_CHECKING:
-    DefenceName = str
-    AttackName = str
-else:
-    DefenceName = tyro.extras.literal_type_from_choices(DEFENCES)
-    AttackName = tyro.extras.literal_type_from_choices(ATTACKS)
 
 
 class Case(NamedTuple):

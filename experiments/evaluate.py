@@ -6,25 +6,29 @@ It writes `rounds.jsonl`, `summary.json` and figures, and prints a table. A run 
 goes on with `--resume`.
 """
 
-import dataclasses
+from experiments import cli
+from experiments.options import Evaluate as Config
+
+if __name__ == "__main__":
+    # wrong options are told before what takes seconds to import
+    cli.read(Config, "experiments.evaluate")
+
+
 import shutil
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import rich.console
 import rich.progress
 import rich.table
-import tyro
 
 import mixjax as mx
 from experiments import (
-    cli,
     conditions,
-    figures,
     metrics,
     provenance,
     results,
@@ -34,54 +38,6 @@ from experiments import (
 )
 from experiments.conditions import Case
 from mixjax.attacks import channels
-
-
-@dataclasses.dataclass(frozen=True)
-class Config(tasks.Options):
-    """Evaluate utility and ∇Sim under plain FL, noise, the shuffle control and MixNN."""
-
-    defences: tuple[conditions.DefenceName, ...] = (
-        "none",
-        "reversed",
-        "noisy",
-        "shuffle",
-        "mixnn",
-        "mixnn_proxy",
-        "mixnn_noisy",
-    )
-    """What stands between the clients and the server."""
-    attacks: tuple[conditions.AttackName, ...] = ("passive", "adaptive", "active")
-    """What the server does."""
-    rounds: int = 20
-    """Rounds of federated learning."""
-    seeds: int = 20
-    """Repetitions, each with its own people, or images dealt to them, first model and mixings."""
-    list_size: int = 5
-    """Entries in each list of the proxy."""
-    kept: tuple[float, ...] = (0.1, 0.01)
-    """Shares of an update that top-k compression keeps."""
-    noise: tuple[float, ...] | None = None
-    """Standard deviations of the noisy gradient; the dataset's by default, as all below."""
-    clip_norm: float | None = None
-    """Bound on the norm of an update before noise is added."""
-    auxiliary: int | None = None
-    """How many people the server has auxiliary data of."""
-    epochs: int | None = None
-    """Local epochs a round."""
-    batch_size: int | None = None
-    """Examples a local step."""
-    learning_rate: float | None = None
-    """Of local SGD."""
-    momentum: float = 0.9
-    """Of local SGD."""
-    out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
-    """Where to write; results/DATASET by default."""
-    resume: bool = False
-    """Continue a run that was stopped, with the same options."""
-    overwrite: bool = False
-    """Remove results that are there, and start afresh."""
-    checkpoint_every: int = 0
-    """Rounds between checkpoints inside a trajectory; 0 saves whole trajectories only."""
 
 
 class Job(NamedTuple):
@@ -151,6 +107,9 @@ def main(config: Config) -> None:
     with console.status(f"loading {config.dataset}"):
         dataset = tasks.load(config, task)
         first_split = training.split_people(dataset, 0, task.auxiliary, sweep=False)
+    # matplotlib takes a second to import, which a refusal before this need not wait for
+    from experiments import figures
+
     out = config.out or Path("results") / config.dataset
     out.mkdir(parents=True, exist_ok=True)
     options = results.config_dict(config, task)

@@ -3,15 +3,14 @@
 A new dataset is a row of `TASKS` and its loader in `mixjax.datasets`.
 """
 
-import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
-import tyro
 from flax import linen as nn
 
 import mixjax as mx
+from experiments.options import Options
 
 Load = Callable[[Path | None, int, int, int], mx.data.Dataset]
 
@@ -179,25 +178,6 @@ TASKS = {
         clip_norm=4.0,
     ),
 }
-
-if TYPE_CHECKING:
-    DatasetName = str
-else:
-    DatasetName = tyro.extras.literal_type_from_choices(TASKS)
-
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """What every command that trains on a dataset asks."""
-
-    dataset: DatasetName = "watch"
-    """Which data to run on."""
-    data_dir: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
-    """The folder with the dataset's files, or of TensorFlow Datasets."""
-    participants: int = 20
-    """Who takes part, where participants are dealt from a pool of images."""
-    per_client: int = 500
-    """Training examples of each, where participants are dealt from a pool of images."""
 
 
 def load(

@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import numpy as np
@@ -18,6 +18,7 @@ from experiments import (
     evaluate,
     figures,
     membership,
+    options,
     report,
     results,
     tasks,
@@ -173,6 +174,32 @@ def row_of(case: Case, seed: int) -> dict[str, Any]:
     keys = {"seed": seed, **case.keys(), "round": 1, "excluded": 0, "stepped": True, "diverged": []}
     units = {"unit_level": {"conv": 0.5}, "unit_accumulated": {"conv": 0.5}}
     return keys | numbers | units | {"participants": [0.4, 0.6]}
+
+
+def test_options_name_every_row_and_nothing_else() -> None:
+    for names, rows in (
+        (options.DatasetName, tasks.TASKS),
+        (options.DefenceName, conditions.DEFENCES),
+        (options.AttackName, conditions.ATTACKS),
+    ):
+        assert get_args(names) == tuple(rows)
+
+
+@pytest.mark.parametrize("module", ["evaluate", "membership", "reproduce"])
+def test_options_are_told_before_anything_slow_is_imported(module: str) -> None:
+    program = f"""
+import runpy, sys
+sys.argv = ["{module}", "--help"]
+try:
+    runpy.run_module("experiments.{module}", run_name="__main__")
+except SystemExit as left:
+    assert left.code == 0
+slow = {{"jax", "flax", "optax", "scipy", "matplotlib", "tensorflow_datasets"}} & set(sys.modules)
+assert not slow, slow
+"""
+    root = Path(__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_every_row_has_a_colour_of_its_own_and_a_label() -> None:

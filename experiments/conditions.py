@@ -85,9 +85,13 @@ def noise_epsilon(rounds: int, delta: float, *, sigma: float, clip_norm: float) 
     return mx.accounting.gaussian_epsilon(multiplier, rounds, delta)
 
 
+FULL_ROUND = mx.mixing.full_round()
+
+
 def _full_round(**parameters: Any) -> mx.mixing.Mix:
+    """One object whatever the noise: a program is compiled for each."""
     del parameters
-    return mx.mixing.full_round()
+    return FULL_ROUND
 
 
 def _unit_cosines(probe: mx.attacks.Probe, units: mx.units.Units, terms: sim.Terms) -> jax.Array:
@@ -117,7 +121,7 @@ DEFENCES = {
         perturb=mx.defences.top_k,
     ),
     "shuffle": Defence("shuffle (control)", "#7a7a7a", mix=mx.mixing.shuffle, moves="updates"),
-    "mixnn": Defence("MixNN", "#00798c", mix=mx.mixing.full_round, moves="units", measured=True),
+    "mixnn": Defence("MixNN", "#00798c", mix=_full_round, moves="units", measured=True),
     "mixnn_proxy": Defence(
         "MixNN, lists of {list_size}",
         "#30638e",

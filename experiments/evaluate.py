@@ -56,8 +56,7 @@ class Job(NamedTuple):
     @property
     def sweep(self) -> bool:
         """Whether the server also tries to know fewer people, and updates are kept to look at."""
-        trained = self.trained
-        return trained.server.passive and not trained.perturbs and not trained.row.reverse
+        return self.trained.server.passive and not self.trained.perturbs
 
 
 def plan(config: Config, task: tasks.Task) -> list[Job]:
@@ -255,7 +254,10 @@ def setting_of(
     return training.Setting(
         model=task.model(len(dataset.classes)),
         task=task,
-        case=job.trained.split_traced()[0],
+        # the control is the same program, of the same people in another order
+        case=job.trained._replace(defence="none")
+        if job.trained.row.reverse
+        else job.trained.split_traced()[0],
         rounds=config.rounds,
         graph=graph,
         mixed=job.mixed,
@@ -295,7 +297,7 @@ def run_job(
     fresh = []
     for index, case in enumerate(job.cases):
         mix_key, draws_key = jax.random.split(jax.random.fold_in(proxy_key, index))
-        seen = metrics.behind_mix(mix_key, case, run, graph, split, mixed=job.mixed)
+        seen = metrics.behind_mix(mix_key, case, run, graph, mixed=job.mixed)
         origins, names = seen.records.truth.origins, dataset.attribute.values
         sums = metrics.aggregates(case, run, origins, units, mixed=job.mixed)
         fresh += metrics.rows(case, seed, seen, graph, split, units, draws_key, names, sums)

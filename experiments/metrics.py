@@ -26,39 +26,38 @@ NEIGHBOUR_EVERY = 5
 
 
 def behind_mix(
-    key: jax.Array,
-    case: Case,
-    run: Trajectory,
-    graph: channels.Graph,
-    split: Split,
-    *,
-    mixed: bool = False,
+    key: jax.Array, case: Case, run: Trajectory, graph: channels.Graph, *, mixed: bool = False
 ) -> Trajectory:
-    """The same trajectory behind the case's proxy, as the case's server sees it.
+    """The same trajectory behind the case's proxy.
+
+    What a server that takes slots for people makes of one mixing is chance: that is left to `rows`,
+    and origins alone are drawn. A server that adapts concludes anew, of all that it knows.
 
     Args:
       key: of the proxy's draws, fresh origins each round.
       case: the defence and the server.
       run: a trajectory of the case's perturbation, behind no proxy or the case's own.
       graph: the model's channels.
-      split: what the server knows.
-      mixed: whether it went through the case's proxy: it is then looked at as it was mixed.
+      mixed: whether it went through the case's proxy: origins are then those it has.
     """
     mix = None if mixed else case.mix()
-    if mix is None and case.undone == "nothing":
-        return run
-    # the updates that the records may keep are the unmixed ones
-    start, records = without_updates(run)
-    server = servers.looking(graph, servers.scoring(len(split.known)), case.undone)
+    start, records = run
+    if mix is not None:
+        truth = records.truth
+        active, units = records.observation.active, truth.origins.shape[-1]
+        origins = jax.device_get(_origins(mix, key, active, units))
+        records = records._replace(truth=truth._replace(origins=origins))
+    if case.undone == "nothing":
+        return Trajectory(start, records)
+    start, records = _all_knowledge(*without_updates(Trajectory(start, records)))
+    server = servers.looking(graph, servers.scoring(1), case.undone)
     memory = ()
     if server.init is not None:
         clients = records.loss.shape[1]
         memory = server.init(start.params, mx.units.partition(start.params), clients)
     start = start._replace(memories=start.memories._replace(attack=memory))
-    observation, truth, findings = jax.device_get(_replay(server, mix, key, start, records))
-    return Trajectory(
-        start, records._replace(observation=observation, truth=truth, findings=findings)
-    )
+    findings = jax.device_get(_concluded(server, start, records, records.truth.origins))
+    return Trajectory(start, records._replace(findings=findings))
 
 
 def without_updates(run: Trajectory) -> Trajectory:
@@ -67,40 +66,64 @@ def without_updates(run: Trajectory) -> Trajectory:
     return run._replace(records=run.records._replace(observation=observation))
 
 
-@functools.partial(jax.jit, static_argnames=("attack", "mix"))
-def _replay(
+def _all_knowledge(
+    start: mx.federation.FederationState, records: mx.federation.Record
+) -> Trajectory:
+    """The trajectory of a server that looks with all it knows; its axis of levels has length one."""
+
+    def keep(tree: Any, axis: int) -> Any:
+        return jax.tree.map(lambda leaf: leaf[(slice(None),) * axis + (slice(-1, None),)], tree)
+
+    probe, truth = records.probe, records.truth
+    couplings, (sketches, terms) = truth.measures
+    return Trajectory(
+        start,
+        records._replace(
+            probe=probe and probe._replace(references=keep(probe.references, 1)),
+            truth=truth._replace(measures=(couplings, (sketches, keep(terms, 3)))),
+        ),
+    )
+
+
+# programs for each mixing are small ones: what a server concludes is compiled once for all
+@functools.partial(jax.jit, static_argnames=("mix", "units"))
+def _origins(mix: mx.mixing.Mix, key: jax.Array, active: jax.Array, units: int) -> jax.Array:
+    """Of each round `[rounds, clients, units]`."""
+
+    def one(memory: Any, at: tuple[jax.Array, jax.Array]) -> Any:
+        return mx.rounds.forward(at[0], mix, memory, at[1], units)
+
+    memory = () if mix.init is None else mix.init(active.shape[1], units)
+    keys = jax.random.split(key, len(active))
+    return jax.lax.scan(one, jax.tree.map(jnp.asarray, memory), (keys, active))[1]
+
+
+@functools.partial(jax.jit, static_argnames="attack")
+def _concluded(
     attack: mx.attacks.Attack,
-    mix: mx.mixing.Mix | None,
-    key: jax.Array,
     start: mx.federation.FederationState,
     records: mx.federation.Record,
-) -> tuple[Any, Any, Any]:
-    """Observation, truth and findings under a mixing; None is the recorded one."""
-    origins = records.truth.origins
-    if mix is None:
-        mix = mx.mixing.Mix(
-            lambda key, number, active, units: (number + 1, origins[number]),
-            init=lambda clients, units: jnp.int32(0),
-        )
-    keys = jax.random.split(key, len(origins))
-    _, seen = mx.records.replay(keys, attack, start, records, mix)
-    return seen.observation, seen.truth, seen.findings
+    origins: jax.Array,
+) -> Any:
+    """An attack's findings behind a mixing that was drawn."""
+    mix = mx.mixing.Mix(
+        lambda key, number, active, units: (number + 1, origins[number]),
+        init=lambda clients, units: jnp.int32(0),
+    )
+    unused = jax.random.split(jax.random.key(0), len(origins))
+    return mx.records.replay(unused, attack, start, records, mix)[1].findings
 
 
-@functools.partial(jax.jit, static_argnames=("attack", "mix"))
+@functools.partial(jax.jit, static_argnames="attack")
 def _scores_over_draws(
     attack: mx.attacks.Attack,
-    mix: mx.mixing.Mix,
-    key: jax.Array,
     start: mx.federation.FederationState,
     records: mx.federation.Record,
+    origins: jax.Array,
 ) -> jax.Array:
     """∇Sim's scores under many mixings `[draws, rounds, clients, levels, values]`."""
-
-    def one(key: jax.Array) -> jax.Array:
-        return _replay(attack, mix, key, start, records)[2]
-
-    return jax.lax.map(one, jax.random.split(key, DRAWS), batch_size=50)
+    one = functools.partial(_concluded, attack, start, records)
+    return jax.lax.map(one, origins, batch_size=50)
 
 
 @functools.partial(jax.jit, static_argnames=("score", "units"))
@@ -150,8 +173,11 @@ def rows(
     if mix is None or case.server.adaptive:
         drawn = np.asarray(record.findings.scores)[None, :, rows_of]
     else:
+        draw = functools.partial(_origins, mix)
+        active, units_of = record.observation.active, len(units.names)
+        many = jax.vmap(draw, (0, None, None))(jax.random.split(key, DRAWS), active, units_of)
         scoring = servers.scoring(len(split.known))
-        drawn = np.asarray(_scores_over_draws(scoring, mix, key, *_scored(run)))[:, :, :clients]
+        drawn = np.asarray(_scores_over_draws(scoring, *_scored(run), many))[:, :, :clients]
     # [rounds, draws, clients, levels, values]
     levels = np.swapaxes(drawn, 0, 1)
     scores, summed = levels[..., -1, :], np.cumsum(levels, axis=0)
@@ -177,10 +203,9 @@ def rows(
     )
     background = [
         _where_known(lambda level: _attribution(level, truth), summed[..., level, :])
-        for level in range(len(split.known))
+        for level in range(levels.shape[-2])
     ]
     diverged = _not_finite(record.probe and record.probe.references, names)
-    mixes = mix is not None
     result = []
     for index in range(len(scores)):
         row: dict[str, Any] = {"seed": seed, **case.keys(), "round": index + 1}
@@ -195,13 +220,14 @@ def rows(
             zip(units.names, per_unit_summed[index].tolist(), strict=True)
         )
         row["participants"] = record.metrics.participants[index, :clients].tolist()
-        if len(background) > 1:
+        if len(background) > 1 and not case.row.reverse:
             row["background"] = {
                 str(people): float(level[index])
                 for people, level in zip(split.known, background, strict=True)
             }
         updates = record.observation.updates
-        if updates is not None and not mixes and (index + 1) % NEIGHBOUR_EVERY == 0:
+        plain = mix is None and not case.row.reverse
+        if updates is not None and plain and (index + 1) % NEIGHBOUR_EVERY == 0:
             row |= _neighbours(updates, index, clients, units)
         result.append(row)
     return result

@@ -30,8 +30,9 @@ class Defence(NamedTuple):
 
     Attributes:
       label: its name in legends, formatted with its parameters.
-      color: in figures.
+      color: in figures; of Okabe and Ito's, which readers with any colour vision tell apart.
       markers: in figures, one for each of its cases in turn.
+      line: in figures, dashed where another may lie below.
       cases: `task -> parameters` of each case to compare; one without any by default.
       perturb: `(**parameters) -> mx.defences.Defence`, what clients do to their updates; None for
         nothing. It needs a trajectory of its own.
@@ -49,6 +50,7 @@ class Defence(NamedTuple):
     label: str
     color: str
     markers: str = "D"
+    line: str = "-"
     cases: Callable[[Task], Iterable[dict[str, Any]]] = _once
     perturb: Callable[..., mx.defences.Defence] | None = None
     mix: Callable[..., mx.mixing.Mix] | None = None
@@ -101,8 +103,8 @@ def _unit_cosines(probe: mx.attacks.Probe, units: mx.units.Units, terms: sim.Ter
 
 NOISY = Defence(
     "noise σ={sigma:g}",
-    "#edae49",
-    markers="os^v",
+    "#E69F00",
+    markers="o^v>",
     cases=lambda task: [{"sigma": s, "clip_norm": task.clip_norm} for s in task.noise],
     perturb=mx.defences.noisy_gradient,
     traced=("sigma",),
@@ -110,27 +112,43 @@ NOISY = Defence(
 )
 
 DEFENCES = {
-    "none": Defence("plain FL", "#d1495b"),
-    "reversed": Defence("plain FL, reversed", "#b07d62", reverse=True),
+    "none": Defence("plain FL", "#000000"),
+    "reversed": Defence("plain FL, reversed", "#666666", markers="<", line=":", reverse=True),
     "noisy": NOISY,
     "top_k": Defence(
         "top {fraction:.0%}",
-        "#8f5aa8",
+        "#CC79A7",
         markers="P*X",
         cases=lambda task: [{"fraction": share} for share in task.kept],
         perturb=mx.defences.top_k,
     ),
-    "shuffle": Defence("shuffle (control)", "#7a7a7a", mix=mx.mixing.shuffle, moves="updates"),
-    "mixnn": Defence("MixNN", "#00798c", mix=_full_round, moves="units", measured=True),
+    "shuffle": Defence(
+        "shuffle (control)",
+        "#56B4E9",
+        markers="h",
+        line="-.",
+        mix=mx.mixing.shuffle,
+        moves="updates",
+    ),
+    "mixnn": Defence(
+        "MixNN", "#D55E00", markers="s", line="--", mix=_full_round, moves="units", measured=True
+    ),
     "mixnn_proxy": Defence(
         "MixNN, lists of {list_size}",
-        "#30638e",
+        "#009E73",
+        markers="d",
+        line="-.",
         cases=lambda task: [{"list_size": task.list_size}],
         mix=mx.mixing.proxy,
         moves="units",
     ),
     "mixnn_noisy": NOISY._replace(
-        label="MixNN, noise σ={sigma:g}", color="#4f772d", mix=_full_round, moves="units"
+        label="MixNN, noise σ={sigma:g}",
+        color="#0072B2",
+        markers="PX*",
+        line="--",
+        mix=_full_round,
+        moves="units",
     ),
 }
 

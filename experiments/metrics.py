@@ -69,7 +69,7 @@ def without_updates(run: Trajectory) -> Trajectory:
 def _all_knowledge(
     start: mx.federation.FederationState, records: mx.federation.Record
 ) -> Trajectory:
-    """The trajectory of a server that looks with all it knows; its axis of levels has length one."""
+    """The trajectory of a server that looks with all it knows; its one level stays an axis."""
 
     def keep(tree: Any, axis: int) -> Any:
         return jax.tree.map(lambda leaf: leaf[(slice(None),) * axis + (slice(-1, None),)], tree)

@@ -161,9 +161,12 @@ def section(entry: Entry, summary: dict[str, Any], figures: Path) -> str:
     for figure, caption in FIGURES.items():
         source = entry.folder / f"{figure}.png"
         if source.is_file():
-            target = figures / f"{entry.name}_{figure}.png"
-            shutil.copyfile(source, target)
-            shown.append(f"![{caption}](results/{target.name})\n\n*{caption}*")
+            stem = f"{entry.name}_{figure}"
+            for kind in ("png", "svg"):
+                shutil.copyfile(source.with_suffix(f".{kind}"), figures / f"{stem}.{kind}")
+            shown.append(
+                f"![{caption}](results/{stem}.png)\n\n*{caption}* ([SVG](results/{stem}.svg))"
+            )
     return "\n\n".join(parts + shown)
 
 

@@ -98,8 +98,8 @@ def test_the_summary_has_intervals_for_every_case(toy: tuple[Path, str]) -> None
 
 
 def test_it_draws_its_figures_and_prints_a_table(toy: tuple[Path, str]) -> None:
-    drawn = {path.stem for path in toy[0].glob("*.png")}
-    assert drawn >= FIGURES
+    for kind in ("png", "svg"):
+        assert {path.stem for path in toy[0].glob(f"*.{kind}")} >= FIGURES
     assert not list(toy[0].glob("*.partial"))
     assert "plain FL" in toy[1]
 

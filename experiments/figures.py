@@ -185,17 +185,14 @@ def _chance_line(axis: Axes, cases: Cases) -> None:
 
 def _level_line(axis: Axes, percent: float) -> None:
     axis.axhline(percent, zorder=1, **CHANCE)
-    # on the line, at the edge of the axis
+    # at the line's end, beside the axis: nothing lies below it
     axis.annotate(
         "chance",
-        (1, percent),
+        (1.01, percent),
         xycoords=("axes fraction", "data"),
-        ha="right",
-        va="bottom",
+        va="center",
         fontsize=8,
         color=CHANCE["color"],
-        bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1},
-        zorder=9,
     )
 
 
@@ -213,7 +210,11 @@ def _attack_accumulated(cases: Cases, attacks: list[str]) -> Figure:
 
 
 def _background(cases: Cases, attacks: list[str]) -> Figure | None:
-    known = {c: s for c, s in cases.items() if "background" in next(iter(s.values()))[0]}
+    known = {
+        case: seeds
+        for case, seeds in cases.items()
+        if case.attack == "passive" and "background" in next(iter(seeds.values()))[0]
+    }
     if not known:
         return None
     figure, (axis,) = _panels(["passive"], 5.0)
@@ -289,7 +290,7 @@ def _layers(cases: Cases, attacks: list[str]) -> Figure:
         axis.set_xticks(range(len(units)), _unit_names(units), rotation=40, ha="right", fontsize=9)
         axis.grid(visible=False, axis="x")
         axis.set_ylim(0, 105)
-        axis.legend(**BELOW | {"bbox_to_anchor": (0.5, -0.3)})
+        axis.legend(**BELOW | {"bbox_to_anchor": (0.5, -0.2)})
     axes[0].set_ylabel("owner's attribute guessed\nfrom the layer alone (%)")
     return figure
 

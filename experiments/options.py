@@ -50,8 +50,9 @@ class Evaluate(Options):
     """What the server does."""
     rounds: int = 20
     """Rounds of federated learning."""
-    seeds: int = 20
-    """Repetitions, each with its own people, or images dealt to them, first model and mixings."""
+    seeds: int = 5
+    """Repetitions, each with its own people, or images dealt to them, first model and mixings. The
+    published results have more."""
     list_size: int = 5
     """Entries in each list of the proxy."""
     kept: tuple[float, ...] = (0.1, 0.01)

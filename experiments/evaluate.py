@@ -28,6 +28,7 @@ import rich.table
 
 import mixjax as mx
 from experiments import (
+    aggregates,
     conditions,
     metrics,
     provenance,
@@ -299,7 +300,7 @@ def run_job(
         mix_key, draws_key = jax.random.split(jax.random.fold_in(proxy_key, index))
         seen = metrics.behind_mix(mix_key, case, run, graph, mixed=job.mixed)
         origins, names = seen.records.truth.origins, dataset.attribute.values
-        sums = metrics.aggregates(case, run, origins, units, mixed=job.mixed)
+        sums = aggregates.columns(case, run, origins, units, mixed=job.mixed)
         fresh += metrics.rows(case, seed, seen, graph, split, units, draws_key, names, sums)
     return fresh
 

@@ -5,7 +5,6 @@ it. One trajectory therefore serves every mixing; noise and an active server hav
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -216,11 +215,13 @@ def trajectory(
     clients = split.train.counts.shape[0]
     start = federation(setting, mesh, split, traced).init(params, clients)
 
+    if not every or folder is None:
+        whole = _train_whole(setting, mesh, run_key, split, traced, start)
+        return Trajectory(start, jax.device_get(whole[1]))
+
     def advance(state: Any, rounds: int) -> tuple[Any, Any]:
         return _train(setting._replace(rounds=rounds), mesh, run_key, split, traced, state)
 
-    if not every or folder is None:
-        return Trajectory(start, jax.device_get(advance(start, setting.rounds)[1]))
     run = mx.checkpoint.run_segments(folder, key, advance, start, setting.rounds, every=every)
     return Trajectory(start, run[1])
 
@@ -298,13 +299,6 @@ def federation(
     )
 
 
-# XLA's older emitters compile these programs of many small kernels in half the time, and the rounds
-# are as fast (watch, CPU)
-@functools.partial(
-    jax.jit,
-    static_argnames=("setting", "mesh"),
-    compiler_options={"xla_cpu_use_fusion_emitters": False},
-)
 def _train(
     setting: Setting,
     mesh: jax.sharding.Mesh,
@@ -315,3 +309,12 @@ def _train(
 ) -> tuple[mx.federation.FederationState, mx.federation.Record]:
     federated = federation(setting, mesh, split, traced)
     return mx.federation.run(key, federated, state, split.train, setting.rounds)
+
+
+# XLA's older emitters compile these programs of many small kernels in half the time, and the rounds
+# are as fast (watch, CPU)
+_train_whole = jax.jit(
+    _train,
+    static_argnames=("setting", "mesh"),
+    compiler_options={"xla_cpu_use_fusion_emitters": False},
+)

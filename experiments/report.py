@@ -84,7 +84,8 @@ with the 95 % interval (Student's, cut to what a share can be; none for a single
 seeds differ in, and intervals cover, stands with each set.
 
 * *Accuracy* is the final model's on the held-out part of the participants' own data, *outsiders* on
-  all data of people who took no part in training.
+  all data of people who took no part in training. These are the people the server knows: an active
+  server trains what it sends on them, and its outsiders are none.
 * *Attribution*: is the guess for a slot the attribute of the participant of that slot? Mean over
   rounds; *accumulated* sums scores over rounds first, and so do *balanced* (the mean over the
   attribute's values) and *AUC*. Whatever depends on the mixing is the mean over 200 draws of it;

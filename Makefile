@@ -12,8 +12,9 @@ LAWS := $(patsubst %,tests/test_%.py,mixing apply aggregation measures rounds co
 
 .PHONY: demo test optimized x64 lint types format deps oldest clean
 
+# two minutes on two cores: few seeds, one noise, two servers; experiments.reproduce has them all
 demo: $(STAMP)
-	$(PYTHON) -m experiments.evaluate --dataset watch --overwrite
+	$(PYTHON) -m experiments.evaluate --dataset watch --noise 0.1 --attacks passive adaptive --overwrite
 
 test: lint types deps
 	$(PYTHON) -m pytest -n 2

@@ -1,4 +1,7 @@
-"""What the commands share: reading options, refusing them, leaving."""
+"""What the commands share: reading options, refusing them, leaving.
+
+mixjax is imported once they are read: it takes seconds.
+"""
 
 import io
 import sys
@@ -7,9 +10,20 @@ from typing import Any, TypeVar
 
 import tyro
 
-import mixjax as mx
-
 Config = TypeVar("Config")
+
+
+def read(config: type[Config], module: str) -> Config:
+    """The options on the command line; wrong ones are told, and end the process with code 2.
+
+    Args:
+      config: their dataclass.
+      module: the name that `python -m` knows the command by.
+    """
+    # a file's name may be no text
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    return tyro.cli(config, prog=f"python -m {module}")
 
 
 def command(
@@ -23,10 +37,9 @@ def command(
       module: the name that `python -m` knows it by.
       devices: whether this process trains, on a host device for each core.
     """
-    # a file's name may be no text
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")
-    options = tyro.cli(config, prog=f"python -m {module}")
+    import mixjax as mx
+
+    options = read(config, module)
     if devices:
         mx.sharding.use_host_devices()
     try:
@@ -40,6 +53,8 @@ def command(
 
 def check_counts(config: Any, names: Sequence[str]) -> None:
     """Refuse options that must be whole numbers of at least 1 and aren't."""
+    import mixjax as mx
+
     for name in names:
         if getattr(config, name) < 1:
             raise mx.InputError(

@@ -1,16 +1,15 @@
 """What is compared: a row for each defence and each attack, which all else here reads.
 
-A new defence is a row of `DEFENCES`, a new attack one of `ATTACKS`, and nothing else: the command
-line's choices, trajectories, figures, tables and the page of results follow from the rows.
+A new defence is a row of `DEFENCES`, a new attack one of `ATTACKS`, with its name in `options`, and
+nothing else: trajectories, figures, tables and the page of results follow from the rows.
 """
 
 import functools
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import tyro
 
 import mixjax as mx
 from experiments.servers import Undone
@@ -31,8 +30,9 @@ class Defence(NamedTuple):
 
     Attributes:
       label: its name in legends, formatted with its parameters.
-      color: in figures.
+      color: in figures; of Okabe and Ito's, which readers with any colour vision tell apart.
       markers: in figures, one for each of its cases in turn.
+      line: in figures, dashed where another may lie below.
       cases: `task -> parameters` of each case to compare; one without any by default.
       perturb: `(**parameters) -> mx.defences.Defence`, what clients do to their updates; None for
         nothing. It needs a trajectory of its own.
@@ -41,6 +41,8 @@ class Defence(NamedTuple):
       moves: what the proxy moves on its own, and an adaptive server puts back.
       measured: whether it is also trained through really mixed tensors, under a server that
         only looks: its utility is then measured and not assumed.
+      reverse: whether clients are summed in reverse order, which nobody would call a defence: the
+        control of how much accuracies differ by rounding alone.
       traced: parameters of `perturb` that one compiled program takes all values of.
       epsilon: `(rounds, delta, **parameters)` -> what it guarantees; None without a guarantee.
     """
@@ -48,11 +50,13 @@ class Defence(NamedTuple):
     label: str
     color: str
     markers: str = "D"
+    line: str = "-"
     cases: Callable[[Task], Iterable[dict[str, Any]]] = _once
     perturb: Callable[..., mx.defences.Defence] | None = None
     mix: Callable[..., mx.mixing.Mix] | None = None
     moves: Undone = "nothing"
     measured: bool = False
+    reverse: bool = False
     traced: tuple[str, ...] = ()
     epsilon: Callable[..., float] | None = None
 
@@ -83,9 +87,13 @@ def noise_epsilon(rounds: int, delta: float, *, sigma: float, clip_norm: float) 
     return mx.accounting.gaussian_epsilon(multiplier, rounds, delta)
 
 
+FULL_ROUND = mx.mixing.full_round()
+
+
 def _full_round(**parameters: Any) -> mx.mixing.Mix:
+    """One object whatever the noise: a program is compiled for each."""
     del parameters
-    return mx.mixing.full_round()
+    return FULL_ROUND
 
 
 def _unit_cosines(probe: mx.attacks.Probe, units: mx.units.Units, terms: sim.Terms) -> jax.Array:
@@ -95,8 +103,8 @@ def _unit_cosines(probe: mx.attacks.Probe, units: mx.units.Units, terms: sim.Ter
 
 NOISY = Defence(
     "noise σ={sigma:g}",
-    "#edae49",
-    markers="os^v",
+    "#E69F00",
+    markers="o^v>",
     cases=lambda task: [{"sigma": s, "clip_norm": task.clip_norm} for s in task.noise],
     perturb=mx.defences.noisy_gradient,
     traced=("sigma",),
@@ -104,26 +112,43 @@ NOISY = Defence(
 )
 
 DEFENCES = {
-    "none": Defence("plain FL", "#d1495b"),
+    "none": Defence("plain FL", "#000000"),
+    "reversed": Defence("plain FL, reversed", "#666666", markers="<", line=":", reverse=True),
     "noisy": NOISY,
     "top_k": Defence(
         "top {fraction:.0%}",
-        "#8f5aa8",
+        "#CC79A7",
         markers="P*X",
         cases=lambda task: [{"fraction": share} for share in task.kept],
         perturb=mx.defences.top_k,
     ),
-    "shuffle": Defence("shuffle (control)", "#7a7a7a", mix=mx.mixing.shuffle, moves="updates"),
-    "mixnn": Defence("MixNN", "#00798c", mix=mx.mixing.full_round, moves="units", measured=True),
+    "shuffle": Defence(
+        "shuffle (control)",
+        "#56B4E9",
+        markers="h",
+        line="-.",
+        mix=mx.mixing.shuffle,
+        moves="updates",
+    ),
+    "mixnn": Defence(
+        "MixNN", "#D55E00", markers="s", line="--", mix=_full_round, moves="units", measured=True
+    ),
     "mixnn_proxy": Defence(
         "MixNN, lists of {list_size}",
-        "#30638e",
+        "#009E73",
+        markers="d",
+        line="-.",
         cases=lambda task: [{"list_size": task.list_size}],
         mix=mx.mixing.proxy,
         moves="units",
     ),
     "mixnn_noisy": NOISY._replace(
-        label="MixNN, noise σ={sigma:g}", color="#4f772d", mix=_full_round, moves="units"
+        label="MixNN, noise σ={sigma:g}",
+        color="#0072B2",
+        markers="PX*",
+        line="--",
+        mix=_full_round,
+        moves="units",
     ),
 }
 
@@ -144,13 +169,6 @@ ATTACKS = {
         passive=False,
     ),
 }
-
-if TYPE_CHECKING:
-    DefenceName = str
-    AttackName = str
-else:
-    DefenceName = tyro.extras.literal_type_from_choices(DEFENCES)
-    AttackName = tyro.extras.literal_type_from_choices(ATTACKS)
 
 
 class Case(NamedTuple):

@@ -167,5 +167,4 @@ def draw(content: dict[str, Any], study: str, path: Path) -> None:
         axis.set_ylabel("percent")
         axis.set_ylim(-3, 104)
         figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=3)
-        with mx.checkpoint.replacing(path) as file:
-            figure.savefig(file, format="png")
+        figures.save(figure, path.with_suffix(""))

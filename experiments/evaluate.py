@@ -6,25 +6,30 @@ It writes `rounds.jsonl`, `summary.json` and figures, and prints a table. A run 
 goes on with `--resume`.
 """
 
-import dataclasses
+from experiments import cli
+from experiments.options import Evaluate as Config
+
+if __name__ == "__main__":
+    # wrong options are told before what takes seconds to import
+    cli.read(Config, "experiments.evaluate")
+
+
 import shutil
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import jax
 import rich.console
 import rich.progress
 import rich.table
-import tyro
 
 import mixjax as mx
 from experiments import (
-    cli,
+    aggregates,
     conditions,
-    figures,
     metrics,
     provenance,
     results,
@@ -34,53 +39,6 @@ from experiments import (
 )
 from experiments.conditions import Case
 from mixjax.attacks import channels
-
-
-@dataclasses.dataclass(frozen=True)
-class Config(tasks.Options):
-    """Evaluate utility and ∇Sim under plain FL, noise, the shuffle control and MixNN."""
-
-    defences: tuple[conditions.DefenceName, ...] = (
-        "none",
-        "noisy",
-        "shuffle",
-        "mixnn",
-        "mixnn_proxy",
-        "mixnn_noisy",
-    )
-    """What stands between the clients and the server."""
-    attacks: tuple[conditions.AttackName, ...] = ("passive", "adaptive", "active")
-    """What the server does."""
-    rounds: int = 20
-    """Rounds of federated learning."""
-    seeds: int = 20
-    """Repetitions, each with its own people as participants."""
-    list_size: int = 5
-    """Entries in each list of the proxy."""
-    kept: tuple[float, ...] = (0.1, 0.01)
-    """Shares of an update that top-k compression keeps."""
-    noise: tuple[float, ...] | None = None
-    """Standard deviations of the noisy gradient; the dataset's by default, as all below."""
-    clip_norm: float | None = None
-    """Bound on the norm of an update before noise is added."""
-    auxiliary: int | None = None
-    """How many people the server has auxiliary data of."""
-    epochs: int | None = None
-    """Local epochs a round."""
-    batch_size: int | None = None
-    """Examples a local step."""
-    learning_rate: float | None = None
-    """Of local SGD."""
-    momentum: float = 0.9
-    """Of local SGD."""
-    out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
-    """Where to write; results/DATASET by default."""
-    resume: bool = False
-    """Continue a run that was stopped, with the same options."""
-    overwrite: bool = False
-    """Remove results that are there, and start afresh."""
-    checkpoint_every: int = 0
-    """Rounds between checkpoints inside a trajectory; 0 saves whole trajectories only."""
 
 
 class Job(NamedTuple):
@@ -98,7 +56,7 @@ class Job(NamedTuple):
 
     @property
     def sweep(self) -> bool:
-        """Whether the server also tries to know fewer people."""
+        """Whether the server also tries to know fewer people, and updates are kept to look at."""
         return self.trained.server.passive and not self.trained.perturbs
 
 
@@ -123,6 +81,9 @@ def plan(config: Config, task: tasks.Task) -> list[Job]:
                 key = (case.row.perturb, case.parameters)
                 first = perturbed.setdefault(key, Job(case, False, []))
                 first.cases.extend(alike)
+            elif case.row.reverse:
+                # a control of what is learned: who looks, and at what model, makes no difference
+                measured += [Job(case, False, [case])] if passive else []
             elif case.row.measured and passive:
                 measured.append(Job(case, True, alike))
             else:
@@ -146,6 +107,9 @@ def main(config: Config) -> None:
     with console.status(f"loading {config.dataset}"):
         dataset = tasks.load(config, task)
         first_split = training.split_people(dataset, 0, task.auxiliary, sweep=False)
+    # matplotlib takes a second to import, which a refusal before this need not wait for
+    from experiments import figures
+
     out = config.out or Path("results") / config.dataset
     out.mkdir(parents=True, exist_ok=True)
     options = results.config_dict(config, task)
@@ -214,6 +178,8 @@ def train_all(
     with _progress(console) as progress, mx.checkpoint.stop_on_signals(leaving) as stopped:
         bar = progress.add_task("", total=config.seeds * len(jobs) * config.rounds)
         for seed in range(config.seeds):
+            if task.dealt and seed:
+                dataset = tasks.load(config, task, seed=seed)
             split = training.split_people(dataset, seed, task.auxiliary, sweep=True)
             for number, job in enumerate(jobs, start=seed * len(jobs)):
                 checkpoints = out / resume.CHECKPOINTS / f"{number:05d}"
@@ -289,11 +255,14 @@ def setting_of(
     return training.Setting(
         model=task.model(len(dataset.classes)),
         task=task,
-        case=job.trained.split_traced()[0],
+        # the control is the same program, of the same people in another order
+        case=job.trained._replace(defence="none")
+        if job.trained.row.reverse
+        else job.trained.split_traced()[0],
         rounds=config.rounds,
         graph=graph,
         mixed=job.mixed,
-        keep_updates=job.sweep and not job.mixed,
+        keep_updates=job.sweep,
     )
 
 
@@ -312,6 +281,8 @@ def run_job(
     setting = setting_of(config, task, dataset, graph, job)
     if not job.sweep:
         split = split.with_all_knowledge()
+    if job.trained.row.reverse:
+        split = split.reversed()
     # one key for training, another for the proxy, which no server may derive
     train_key, proxy_key = jax.random.split(jax.random.key(seed))
     run = training.trajectory(
@@ -327,54 +298,54 @@ def run_job(
     fresh = []
     for index, case in enumerate(job.cases):
         mix_key, draws_key = jax.random.split(jax.random.fold_in(proxy_key, index))
-        seen = metrics.behind_mix(mix_key, case, run, graph, split, mixed=job.mixed)
-        fresh += metrics.rows(case, seed, seen, graph, split, units, draws_key)
+        seen = metrics.behind_mix(mix_key, case, run, graph, mixed=job.mixed)
+        origins, names = seen.records.truth.origins, dataset.attribute.values
+        sums = aggregates.columns(case, run, origins, units, mixed=job.mixed)
+        fresh += metrics.rows(case, seed, seen, graph, split, units, draws_key, names, sums)
     return fresh
 
 
+COLUMNS = {
+    "accuracy": "accuracy",
+    "outsiders": "accuracy_outsiders",
+    "per round": "attribution",
+    "summed": "attribution_accumulated",
+    "cohort": "cohort",
+    "layer": "best_unit_level",
+}
+
+
 def table(summary: dict[str, Any]) -> rich.table.Table:
-    """The summary as a table, in percent with 95 % intervals over seeds."""
+    """The summary as a table of 80 columns, in percent with 95 % intervals over seeds."""
     config = summary["config"]
+    blind = summary["results"][0]["cohort_chance"]["mean"]
     grid = rich.table.Table(
-        title=(
-            f"{config['dataset']}: {config['rounds']} rounds, {config['seeds']} seeds; "
-            f"chance {100 * summary['chance']:.0f} %"
-        ),
+        title=f"{config['dataset']}: {config['rounds']} rounds, {config['seeds']} seeds",
         caption=results.planted_note(summary)
         + (
-            "Percent, mean over seeds and 95 % interval. Attribution: is the guess for a slot its "
-            "participant's attribute? Adaptive: for a pseudonym its owner's? Layers: the best "
-            "single layer, judged for its owner."
+            "Percent, mean over seeds ± how far the 95 % interval reaches. Accuracy on the "
+            "participants' held-out data, and on outsiders'. Per round, and with scores summed "
+            "over rounds: is the guess for a slot its participant's attribute, or the adaptive "
+            "server's for a pseudonym its owner's? "
+            f"Chance {100 * summary['chance']:.0f}. Cohort: how much of the attribute's histogram "
+            f"single layers tell; a guess without them {100 * blind:.0f}. Layer: the layer that "
+            "tells most on other seeds, judged for its owner. All seeds of the page of results: "
+            "python -m experiments.reproduce."
         ),
+        box=None,
+        padding=(0, 0, 0, 1),
+        pad_edge=False,
     )
-    for column, justify in (
-        ("defence", "left"),
-        ("attack", "left"),
-        ("accuracy", "right"),
-        ("attribution", "right"),
-        ("accumulated", "right"),
-        ("set level", "right"),
-        ("best layer", "right"),
-    ):
-        grid.add_column(column, justify=cast(Any, justify))
-    attack = None
-    # servers that look at the same trajectories come case by case
-    for entry in sorted(
-        summary["results"], key=lambda one: [*conditions.ATTACKS].index(one["attack"])
-    ):
-        case = Case.of(entry)
-        if attack not in (None, case.attack):
-            grid.add_section()
-        attack = case.attack
-        grid.add_row(
-            case.label,
-            case.attack,
-            *(
-                results.percent(entry[name])
-                for name in ("accuracy", "attribution", "attribution_accumulated", "set_level")
-            ),
-            results.percent(results.best_unit(entry)),
-        )
+    grid.add_column("")
+    for column in COLUMNS:
+        grid.add_column(column, justify="right", no_wrap=True)
+    entries = results.by_entry(summary)
+    for name, server in conditions.ATTACKS.items():
+        of_server = {case: entry for case, entry in entries.items() if case.attack == name}
+        if of_server:
+            grid.add_row(f"[bold]{server.label}[/bold]")
+        for case, entry in of_server.items():
+            grid.add_row(case.label, *(results.short(entry[field]) for field in COLUMNS.values()))
     return grid
 
 

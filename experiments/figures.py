@@ -1,5 +1,9 @@
-"""The evaluation's figures, each a function from rows to a PNG of 800 pixels."""
+"""The evaluation's figures, each a function from rows to a picture, as SVG and PNG.
 
+Where several defences can't be told apart, they are one line under all their names.
+"""
+
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,10 +28,14 @@ STYLE = {
     "axes.grid": True,
     "grid.alpha": 0.3,
     "legend.frameon": False,
-    "savefig.dpi": 100,
+    "savefig.dpi": 200,
+    # the same numbers give the same file
+    "svg.hashsalt": "mixjax",
 }
 Cases = dict[Case, dict[int, results.Rows]]
-LINES = ("-", "--", ":", "-.")
+CHANCE = {"color": "#555555", "linestyle": (0, (1, 2)), "linewidth": 1.2}
+SAME = 1.5
+"""Percent points below which lines can't be told apart."""
 
 
 def draw_all(rows: results.Rows, folder: Path) -> list[Path]:
@@ -44,15 +52,24 @@ def draw_all(rows: results.Rows, folder: Path) -> list[Path]:
             figure = draw(cases, attacks)
             if figure is None:
                 continue
-            path = folder / f"{name}.png"
-            with mx.checkpoint.replacing(path) as file:
-                figure.savefig(file, format="png")
-            written.append(path)
+            written += save(figure, folder / name)
+    return written
+
+
+def save(figure: Figure, stem: Path) -> list[Path]:
+    """Write the picture as SVG and as PNG of 200 dots an inch; the files written."""
+    written = []
+    for kind in ("png", "svg"):
+        path = stem.with_suffix(f".{kind}")
+        with mx.checkpoint.replacing(path) as file:
+            # a date would make each file another
+            figure.savefig(file, format=kind, metadata={"Date": None} if kind == "svg" else None)
+        written.append(path)
     return written
 
 
 def _panels(attacks: list[str], height: float = 4.2) -> tuple[Figure, list[Axes]]:
-    figure = Figure(figsize=(8, height), layout="constrained")
+    figure = Figure(figsize=(max(3.2 * len(attacks), 6), height), layout="constrained")
     axes = figure.subplots(1, len(attacks), sharey=True, squeeze=False)[0]
     for axis, attack in zip(axes, attacks, strict=True):
         axis.set_title(ATTACKS[attack].label, fontsize=11)
@@ -65,39 +82,75 @@ def _place(case: Case, cases: Cases) -> int:
     return sorted(alike).index(case)
 
 
-def _line_style(case: Case, cases: Cases) -> dict[str, Any]:
-    line = LINES[_place(case, cases) % len(LINES)]
-    return {"color": case.row.color, "linestyle": line, "linewidth": 1.8}
+def _style(case: Case, cases: Cases) -> dict[str, Any]:
+    # what is mixed lies on top, dashed: what it hides is seen through it
+    above = 3 if case.row.line == "-" else 4
+    markers = case.row.markers
+    return {
+        "color": case.row.color,
+        "linestyle": case.row.line,
+        "marker": markers[_place(case, cases) % len(markers)],
+        "linewidth": 1.8,
+        "markersize": 5,
+        "zorder": above,
+    }
 
 
-def _band(axis: Axes, series: np.ndarray, name: str, style: dict[str, Any]) -> None:
-    """Mean over seeds, the first axis, with its 95 % band."""
-    intervals = [mx.evaluation.bootstrap(column) for column in series.T]
-    rounds = np.arange(1, len(intervals) + 1)
-    axis.plot(rounds, [100 * one.mean for one in intervals], label=name, **style)
-    axis.fill_between(
-        rounds,
-        [100 * one.low for one in intervals],
-        [100 * one.high for one in intervals],
-        color=style["color"],
-        alpha=0.15,
-        linewidth=0,
-    )
-    axis.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
+def alike(lines: dict[Case, np.ndarray]) -> list[list[Case]]:
+    """Cases whose lines can't be told apart, together.
+
+    Args:
+      lines: of each case, in percent, of one length.
+    """
+    groups: list[list[Case]] = []
+    for case, line in lines.items():
+        for group in groups:
+            first = lines[group[0]]
+            # those of other seeds have other lengths
+            if first.shape == line.shape and np.nanmax(np.abs(first - line), initial=0) < SAME:
+                group.append(case)
+                break
+        else:
+            groups.append([case])
+    return groups
+
+
+def _name(group: list[Case]) -> str:
+    # a panel of three is no wider
+    return textwrap.fill(" = ".join(case.label for case in group), 30)
+
+
+def _leader(group: list[Case]) -> Case:
+    """Whose style a group has: MixNN's, which the figures are about, or the first's."""
+    return next((case for case in group if case.defence == "mixnn"), group[0])
+
+
+def _series(seeds: dict[int, results.Rows], name: str) -> list[mx.evaluation.Interval]:
+    series = np.array([[row[name] for row in rows] for rows in seeds.values()])
+    return [mx.evaluation.student(column, within=(0, 1)) for column in series.T]
 
 
 def _per_round(cases: Cases, attacks: list[str], name: str, ylabel: str, chance: bool) -> Figure:
-    figure, axes = _panels(attacks, 4.6)
+    figure, axes = _panels(attacks, 6.2)
     for axis, attack in zip(axes, attacks, strict=True):
-        for case, seeds in cases.items():
-            if case.attack == attack:
-                series = np.array([[row[name] for row in rows] for rows in seeds.values()])
-                _band(axis, series, case.label, _line_style(case, cases))
+        own = {case: _series(seeds, name) for case, seeds in cases.items() if case.attack == attack}
+        lines = {case: 100 * np.array([one.mean for one in band]) for case, band in own.items()}
+        for group in alike(lines):
+            leader = _leader(group)
+            mean, spread = _means(own[leader])
+            rounds = np.arange(1, len(mean) + 1)
+            style = _style(leader, cases) | {"markevery": max(len(mean) // 6, 1)}
+            axis.plot(rounds, mean, label=_name(group), **style)
+            axis.fill_between(
+                rounds, mean - spread[0], mean + spread[1], color=style["color"], alpha=0.12, lw=0
+            )
         if chance:
             _chance_line(axis, cases)
+        axis.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
         axis.set_xlabel("round")
+        axis.legend(**BELOW)
+    axes[0].set_ylim(*((0, 103) if chance else (0, 100)))
     axes[0].set_ylabel(ylabel)
-    _legend_below(figure, axes[0])
     return figure
 
 
@@ -107,21 +160,40 @@ def _means(intervals: list[mx.evaluation.Interval]) -> tuple[np.ndarray, np.ndar
         100 * np.array([getattr(one, name) for one in intervals])
         for name in ("mean", "low", "high")
     )
-    return mean, np.array([mean - low, high - mean])
+    # a single seed has no interval
+    return mean, np.nan_to_num([mean - low, high - mean])
 
 
 def _unit_names(units: list[str]) -> list[str]:
     return [unit.split("/")[-1].replace("_", " ").lower() for unit in units]
 
 
+# under its own panel, so that no line lies below it
+BELOW: dict[str, Any] = {
+    "loc": "upper center",
+    "bbox_to_anchor": (0.5, -0.16),
+    "ncols": 1,
+    "fontsize": 8,
+    "handlelength": 3,
+}
+
+
 def _chance_line(axis: Axes, cases: Cases) -> None:
     level = np.mean([rows[0]["chance"] for seeds in cases.values() for rows in seeds.values()])
-    axis.axhline(100 * level, color="black", linestyle=(0, (1, 2)), linewidth=1.2, label="chance")
+    _level_line(axis, 100 * float(level))
 
 
-def _legend_below(figure: Figure, axis: Axes) -> None:
-    handles, labels = axis.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=10)
+def _level_line(axis: Axes, percent: float) -> None:
+    axis.axhline(percent, zorder=1, **CHANCE)
+    # at the line's end, beside the axis: nothing lies below it
+    axis.annotate(
+        "chance",
+        (1.01, percent),
+        xycoords=("axes fraction", "data"),
+        va="center",
+        fontsize=8,
+        color=CHANCE["color"],
+    )
 
 
 def _utility(cases: Cases, attacks: list[str]) -> Figure:
@@ -138,81 +210,88 @@ def _attack_accumulated(cases: Cases, attacks: list[str]) -> Figure:
 
 
 def _background(cases: Cases, attacks: list[str]) -> Figure | None:
-    known = {c: s for c, s in cases.items() if "background" in next(iter(s.values()))[0]}
+    known = {
+        case: seeds
+        for case, seeds in cases.items()
+        if case.attack == "passive" and "background" in next(iter(seeds.values()))[0]
+    }
     if not known:
         return None
-    figure, (axis,) = _panels(["passive"])
+    figure, (axis,) = _panels(["passive"], 5.0)
+    # splits that need more people to cover the attribute start later
+    people = sorted(
+        {int(n) for s in known.values() for rows in s.values() for n in rows[-1]["background"]}
+    )
+    points = {}
     for case, seeds in known.items():
-        # splits that need more people to cover the attribute start later
-        people = sorted({int(count) for s in seeds.values() for count in s[-1]["background"]})
-        levels = [
-            [s[-1]["background"][str(n)] for s in seeds.values() if str(n) in s[-1]["background"]]
-            for n in people
-        ]
-        mean, spread = _means([mx.evaluation.bootstrap(level) for level in levels])
+        last = [rows[-1]["background"] for rows in seeds.values()]
+        levels = [[own[str(n)] for own in last if str(n) in own] for n in people]
+        points[case] = _means([mx.evaluation.student(level, within=(0, 1)) for level in levels])
+    for group in alike({case: mean for case, (mean, _) in points.items()}):
+        leader = _leader(group)
         axis.errorbar(
-            people,
-            mean,
-            spread,
-            marker="o",
-            capsize=4,
-            label=case.label,
-            color=case.row.color,
+            people, *points[leader], capsize=4, label=_name(group), **_style(leader, cases)
         )
     _chance_line(axis, cases)
+    axis.set_ylim(0, 103)
     axis.set_xticks(people)
     axis.set_xlabel("people the server has auxiliary data of")
     axis.set_ylabel("guessed right, scores summed (%)")
-    _legend_below(figure, axis)
+    axis.legend(**BELOW)
     return figure
 
 
 def _participants(cases: Cases, attacks: list[str]) -> Figure:
-    figure, axes = _panels(attacks, 4.6)
+    figure, axes = _panels(attacks, 6.2)
     for axis, attack in zip(axes, attacks, strict=True):
-        for case, seeds in cases.items():
-            if case.attack != attack:
-                continue
-            values = np.sort([v for rows in seeds.values() for v in rows[-1]["participants"]])
-            share = np.arange(1, len(values) + 1) / len(values)
-            axis.step(
-                100 * values,
-                100 * share,
-                where="post",
-                label=case.label,
-                **_line_style(case, cases),
-            )
+        values = {
+            case: 100 * np.sort([v for rows in seeds.values() for v in rows[-1]["participants"]])
+            for case, seeds in cases.items()
+            if case.attack == attack
+        }
+        for group in alike(values):
+            own = values[_leader(group)]
+            share = 100 * np.arange(1, len(own) + 1) / len(own)
+            style = _style(_leader(group), cases) | {"markevery": max(len(own) // 6, 1)}
+            axis.step(own, share, where="post", label=_name(group), **style)
         axis.set_xlabel("participant's test accuracy,\nlast round (%)")
+        axis.legend(**BELOW | {"bbox_to_anchor": (0.5, -0.24)})
     axes[0].set_ylabel("participants at or below (%)")
-    _legend_below(figure, axes[0])
     return figure
 
 
 def _layers(cases: Cases, attacks: list[str]) -> Figure:
-    figure, axes = _panels(attacks)
+    figure, axes = _panels(attacks, 6.2)
     for axis, attack in zip(axes, attacks, strict=True):
         chosen = [c for c in cases if c.attack == attack and not c.perturbs]
-        for position, case in enumerate(chosen):
-            seeds = cases[case]
-            units = list(next(iter(seeds.values()))[0]["unit_level"])
-            mean, spread = _means(
-                [results.over_seeds(seeds, results.average_unit(unit)) for unit in units]
+        units = list(next(iter(cases[chosen[0]].values()))[0]["unit_level"])
+        bars = {
+            case: _means(
+                [results.over_seeds(cases[case], results.average_unit(unit)) for unit in units]
             )
+            for case in chosen
+        }
+        # no mixing changes what a layer tells: only trajectories differ
+        groups = alike({case: mean for case, (mean, _) in bars.items()})
+        for position, group in enumerate(groups):
+            mean, spread = bars[_leader(group)]
             axis.bar(
-                np.arange(len(units)) + (position - (len(chosen) - 1) / 2) * 0.8 / len(chosen),
+                np.arange(len(units)) + (position - (len(groups) - 1) / 2) * 0.8 / len(groups),
                 mean,
-                0.8 / len(chosen),
+                0.8 / len(groups),
                 yerr=spread,
-                color=case.row.color,
-                label=case.label,
-                error_kw={"elinewidth": 1},
+                color=_leader(group).row.color,
+                hatch=HATCHES[position % len(HATCHES)],
+                edgecolor="white",
+                label=_name(group),
+                error_kw={"elinewidth": 1, "ecolor": "#444444"},
             )
         _chance_line(axis, cases)
-        axis.set_xticks(range(len(units)), _unit_names(units), rotation=30, ha="right")
+        axis.set_xticks(range(len(units)), _unit_names(units), rotation=40, ha="right", fontsize=9)
         axis.grid(visible=False, axis="x")
         axis.set_ylim(0, 105)
+        axis.legend(**BELOW | {"bbox_to_anchor": (0.5, -0.2)})
     axes[0].set_ylabel("owner's attribute guessed\nfrom the layer alone (%)")
-    _legend_below(figure, axes[0])
     return figure
 
 
@@ -231,55 +310,62 @@ def _neighbours(cases: Cases, attacks: list[str]) -> Figure | None:
     left, right = figure.subplots(1, 2)
     shades = matplotlib.colormaps["viridis"](np.linspace(0.0, 0.85, len(units)))
     names = _unit_names(units)
-    for unit, name, shade in zip(units, names, shades, strict=True):
+    for place, (unit, name, shade) in enumerate(zip(units, names, shades, strict=True)):
         counts = np.mean([row["neighbours"][unit] for row in found], axis=0)
-        left.plot(RADII, counts, color=shade, label=name)
+        marker = MARKERS[place % len(MARKERS)]
+        left.plot(RADII, counts, color=shade, marker=marker, markevery=5, markersize=5, label=name)
     left.set_xlabel("radius / rms norm of the layer's updates")
     left.set_ylabel("other updates within the radius")
-    left.legend(fontsize=10)
+    figure.legend(
+        *left.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=9
+    )
     shares = [100 * np.mean([row["relinked"][unit] for row in found]) for unit in units]
     right.bar(range(len(units)), shares, color=shades)
     participants = len(found[0]["participants"])
-    right.axhline(
-        100 / participants, color="black", linestyle=(0, (1, 2)), linewidth=1.2, label="chance"
-    )
+    _level_line(right, 100 / participants)
+    right.set_ylim(0, 105)
     right.set_xticks(range(len(units)), names, rotation=30, ha="right")
     right.set_ylabel("nearest to its own update of\nthe round before (%)")
     right.grid(visible=False, axis="x")
-    right.legend()
     return figure
 
 
 def _frontier(cases: Cases, attacks: list[str]) -> Figure:
-    figure, axes = _panels(attacks, 4.6)
+    figure, axes = _panels(attacks, 6.2)
+    names = ("accuracy", "attribution_accumulated")
     for axis, attack in zip(axes, attacks, strict=True):
-        points: dict[str, list[tuple[float, ...]]] = {}
-        for case, seeds in cases.items():
-            if case.attack != attack:
-                continue
-            names = ("accuracy", "attribution_accumulated")
-            means, spreads = _means(
-                [results.over_seeds(seeds, results.last(name)) for name in names]
-            )
-            points.setdefault(case.defence, []).append(tuple(means))
-            markers = case.row.markers
+        points = {
+            case: _means([results.over_seeds(seeds, results.last(name)) for name in names])
+            for case, seeds in cases.items()
+            if case.attack == attack
+        }
+        for group in alike({case: means for case, (means, _) in points.items()}):
+            leader = _leader(group)
+            means, spreads = points[leader]
+            style = _style(leader, cases) | {"linestyle": "none", "markersize": 7}
             axis.errorbar(
                 *means,
                 xerr=spreads[:, :1],
                 yerr=spreads[:, 1:],
-                fmt=markers[_place(case, cases) % len(markers)],
-                color=case.row.color,
-                label=case.label,
+                label=_name(group),
                 capsize=3,
+                elinewidth=1,
+                **style,
             )
-        for name, line in points.items():
-            axis.plot(*zip(*line, strict=True), color=DEFENCES[name].color, linewidth=1, zorder=0)
+        for defence in dict.fromkeys(case.defence for case in points):
+            line = [means for case, (means, _) in points.items() if case.defence == defence]
+            row = DEFENCES[defence]
+            axis.plot(*zip(*line, strict=True), color=row.color, linestyle=row.line, lw=1, zorder=0)
         _chance_line(axis, cases)
-        axis.set_xlabel("test accuracy after the last round (%)")
+        axis.set_xlabel("test accuracy after\nthe last round (%)")
+        axis.legend(**BELOW | {"bbox_to_anchor": (0.5, -0.24)})
+    axes[0].set_ylim(0, 105)
     axes[0].set_ylabel("guessed right, scores summed (%)")
-    _legend_below(figure, axes[0])
     return figure
 
+
+HATCHES = ("", "//", "..", "xx")
+MARKERS = "osD^v<>Ph*X"
 
 FIGURES: dict[str, Callable[[Cases, list[str]], Figure | None]] = {
     "utility": _utility,

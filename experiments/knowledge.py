@@ -66,26 +66,3 @@ def by_level(attack: Attack, levels: int) -> Attack:
 def at_last(tree: Any, axis: int) -> Any:
     """Arrays at the last level of this axis: all that the server knows."""
     return jax.tree.map(lambda leaf: leaf[(slice(None),) * axis + (-1,)], tree)
-
-
-def last_level(
-    start: mx.federation.FederationState, records: mx.federation.Record
-) -> tuple[mx.federation.FederationState, mx.federation.Record]:
-    """A trajectory of `by_level` as if the server had looked with all it knows only.
-
-    Its axis of levels stays, of length one.
-    """
-
-    def keep(tree: Any, axis: int) -> Any:
-        return jax.tree.map(lambda leaf: leaf[(slice(None),) * axis + (slice(-1, None),)], tree)
-
-    probe, observation, truth = records.probe, records.observation, records.truth
-    return (
-        start._replace(memories=start.memories._replace(attack=keep(start.memories.attack, 0))),
-        records._replace(
-            probe=probe and probe._replace(references=keep(probe.references, 1)),
-            observation=observation._replace(measures=keep(observation.measures, 3)),
-            truth=truth._replace(measures=keep(truth.measures, 3)),
-            findings=keep(records.findings, 2),
-        ),
-    )

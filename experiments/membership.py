@@ -6,12 +6,20 @@ direction, for records that were trained on and held-out ones. It writes `member
 prints a table.
 """
 
+from experiments import cli
+from experiments.options import Membership as Config
+
+if __name__ == "__main__":
+    # wrong options are told before what takes seconds to import
+    cli.read(Config, "experiments.membership")
+
+
 import dataclasses
 import functools
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,31 +27,10 @@ import numpy as np
 import rich.console
 import rich.progress
 import rich.table
-import tyro
 
 import mixjax as mx
-from experiments import cli, conditions, provenance, results, tasks, training
+from experiments import conditions, provenance, results, tasks, training
 from experiments.conditions import Case
-
-
-@dataclasses.dataclass(frozen=True)
-class Config(tasks.Options):
-    """Evaluate the gradient-cosine membership score behind each defence."""
-
-    rounds: int = 5
-    """Rounds before the one that is looked at."""
-    seeds: int = 5
-    """Repetitions, each with its own people as participants."""
-    records: int = 50
-    """Candidates of each participant: at most so many members, and as many others."""
-    defences: tuple[conditions.DefenceName, ...] = ("none", "mixnn", "top_k", "noisy")
-    """What stands between the clients and the server."""
-    kept: tuple[float, ...] = (0.1, 0.01)
-    """Shares of an update that top-k compression keeps."""
-    noise: tuple[float, ...] | None = None
-    """Standard deviations of the noisy gradient; the dataset's largest by default."""
-    out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
-    """Where to write; results/membership_DATASET by default."""
 
 
 def main(config: Config) -> None:
@@ -68,6 +55,8 @@ def main(config: Config) -> None:
     mesh = mx.sharding.clients_mesh()
     found: dict[str, list[Found]] = {name: [] for name in chosen}
     for seed in rich.progress.track(range(config.seeds), "seeds", console=console):
+        if task.dealt and seed:
+            dataset = tasks.load(config, task, seed=seed)
         split = training.split_people(dataset, seed, task.auxiliary, sweep=False)
         for name, values in one_seed(setting, chosen, split, seed, config.records, mesh).items():
             found[name].append(values)
@@ -78,10 +67,12 @@ def main(config: Config) -> None:
         "seconds": round(time.perf_counter() - started, 1),
         "results": {
             name: {
-                "auc": mx.evaluation.bootstrap([one.auc for one in values])._asdict(),
-                "true_positive_rate": mx.evaluation.bootstrap(
-                    [one.true_positive_rate for one in values]
-                )._asdict(),
+                **{
+                    share: mx.evaluation.student(
+                        [getattr(one, share) for one in values], within=(0, 1)
+                    )._asdict()
+                    for share in ("auc", "true_positive_rate")
+                },
                 "excluded": sum(one.excluded for one in values),
             }
             for name, values in found.items()

@@ -1,6 +1,7 @@
 """From a trajectory's records to one JSON-ready row a round, for every mixing."""
 
 import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -10,50 +11,51 @@ import numpy as np
 import mixjax as mx
 from experiments import servers
 from experiments.conditions import Case, UnitScores
-from experiments.knowledge import at_last, last_level
+from experiments.knowledge import at_last
 from experiments.training import Split, Trajectory
 from mixjax.attacks import channels
 
-# mixings that attribution is averaged over: one draw's guesses are those of chance, plus luck
+# mixings that figures are averaged over: one draw's guesses are those of chance, plus luck
 DRAWS = 200
+# cohorts that an estimate of the attribute's histogram is judged on
+COHORTS = 200
 RADII = tuple(round(0.1 * step, 1) for step in range(1, 31))
 NEIGHBOUR_EVERY = 5
 
 
 def behind_mix(
-    key: jax.Array,
-    case: Case,
-    run: Trajectory,
-    graph: channels.Graph,
-    split: Split,
-    *,
-    mixed: bool = False,
+    key: jax.Array, case: Case, run: Trajectory, graph: channels.Graph, *, mixed: bool = False
 ) -> Trajectory:
-    """The same trajectory behind the case's proxy, as the case's server sees it.
+    """The same trajectory behind the case's proxy.
+
+    What a server that takes slots for people makes of one mixing is chance: that is left to `rows`,
+    and origins alone are drawn. A server that adapts concludes anew, of all that it knows.
 
     Args:
       key: of the proxy's draws, fresh origins each round.
       case: the defence and the server.
       run: a trajectory of the case's perturbation, behind no proxy or the case's own.
       graph: the model's channels.
-      split: what the server knows.
-      mixed: whether it went through the case's proxy: it is then looked at as it was mixed.
+      mixed: whether it went through the case's proxy: origins are then those it has.
     """
     mix = None if mixed else case.mix()
-    if mix is None and case.undone == "nothing":
-        return run
-    # the updates that the records may keep are the unmixed ones
-    start, records = without_updates(run)
-    server = servers.looking(graph, servers.scoring(len(split.known)), case.undone)
+    start, records = run
+    if mix is not None:
+        truth = records.truth
+        active, units = records.observation.active, truth.origins.shape[-1]
+        origins = jax.device_get(_origins(mix, key, active, units))
+        records = records._replace(truth=truth._replace(origins=origins))
+    if case.undone == "nothing":
+        return Trajectory(start, records)
+    start, records = _all_knowledge(*without_updates(Trajectory(start, records)))
+    server = servers.looking(graph, servers.scoring(1), case.undone)
     memory = ()
     if server.init is not None:
         clients = records.loss.shape[1]
         memory = server.init(start.params, mx.units.partition(start.params), clients)
     start = start._replace(memories=start.memories._replace(attack=memory))
-    observation, truth, findings = jax.device_get(_replay(server, mix, key, start, records))
-    return Trajectory(
-        start, records._replace(observation=observation, truth=truth, findings=findings)
-    )
+    findings = jax.device_get(_concluded(server, start, records, records.truth.origins))
+    return Trajectory(start, records._replace(findings=findings))
 
 
 def without_updates(run: Trajectory) -> Trajectory:
@@ -62,46 +64,64 @@ def without_updates(run: Trajectory) -> Trajectory:
     return run._replace(records=run.records._replace(observation=observation))
 
 
-@functools.partial(jax.jit, static_argnames=("attack", "mix"))
-def _replay(
+def _all_knowledge(
+    start: mx.federation.FederationState, records: mx.federation.Record
+) -> Trajectory:
+    """The trajectory of a server that looks with all it knows; its one level stays an axis."""
+
+    def keep(tree: Any, axis: int) -> Any:
+        return jax.tree.map(lambda leaf: leaf[(slice(None),) * axis + (slice(-1, None),)], tree)
+
+    probe, truth = records.probe, records.truth
+    couplings, (sketches, terms) = truth.measures
+    return Trajectory(
+        start,
+        records._replace(
+            probe=probe and probe._replace(references=keep(probe.references, 1)),
+            truth=truth._replace(measures=(couplings, (sketches, keep(terms, 3)))),
+        ),
+    )
+
+
+# programs for each mixing are small ones: what a server concludes is compiled once for all
+@functools.partial(jax.jit, static_argnames=("mix", "units"))
+def _origins(mix: mx.mixing.Mix, key: jax.Array, active: jax.Array, units: int) -> jax.Array:
+    """Of each round `[rounds, clients, units]`."""
+
+    def one(memory: Any, at: tuple[jax.Array, jax.Array]) -> Any:
+        return mx.rounds.forward(at[0], mix, memory, at[1], units)
+
+    memory = () if mix.init is None else mix.init(active.shape[1], units)
+    keys = jax.random.split(key, len(active))
+    return jax.lax.scan(one, jax.tree.map(jnp.asarray, memory), (keys, active))[1]
+
+
+@functools.partial(jax.jit, static_argnames="attack")
+def _concluded(
     attack: mx.attacks.Attack,
-    mix: mx.mixing.Mix | None,
-    key: jax.Array,
     start: mx.federation.FederationState,
     records: mx.federation.Record,
-) -> tuple[Any, Any, Any]:
-    """Observation, truth and findings under a mixing; None is the recorded one."""
-    origins = records.truth.origins
-    if mix is None:
-        mix = mx.mixing.Mix(
-            lambda key, number, active, units: (number + 1, origins[number]),
-            init=lambda clients, units: jnp.int32(0),
-        )
-    keys = jax.random.split(key, len(origins))
-    _, seen = mx.records.replay(keys, attack, start, records, mix)
-    return seen.observation, seen.truth, seen.findings
+    origins: jax.Array,
+) -> Any:
+    """An attack's findings behind a mixing that was drawn."""
+    mix = mx.mixing.Mix(
+        lambda key, number, active, units: (number + 1, origins[number]),
+        init=lambda clients, units: jnp.int32(0),
+    )
+    unused = jax.random.split(jax.random.key(0), len(origins))
+    return mx.records.replay(unused, attack, start, records, mix)[1].findings
 
 
-@functools.partial(jax.jit, static_argnames=("attack", "mix"))
-def _attribution_over_draws(
+@functools.partial(jax.jit, static_argnames="attack")
+def _scores_over_draws(
     attack: mx.attacks.Attack,
-    mix: mx.mixing.Mix,
-    key: jax.Array,
     start: mx.federation.FederationState,
     records: mx.federation.Record,
-    truth: np.ndarray,
-) -> tuple[jax.Array, jax.Array]:
-    """Attribution of each round, and of scores summed up to it: means over mixings."""
-
-    def one(key: jax.Array) -> list[jax.Array]:
-        scores = _replay(attack, mix, key, start, records)[2][:, : truth.shape[0], -1]
-        return [
-            jnp.mean(jnp.argmax(part, axis=-1) == truth[None], axis=-1, dtype=jnp.float32)
-            for part in (scores, jnp.cumsum(scores, axis=0))
-        ]
-
-    once, summed = jax.lax.map(one, jax.random.split(key, DRAWS), batch_size=50)
-    return jnp.mean(once, axis=0), jnp.mean(summed, axis=0)
+    origins: jax.Array,
+) -> jax.Array:
+    """∇Sim's scores under many mixings `[draws, rounds, clients, levels, values]`."""
+    one = functools.partial(_concluded, attack, start, records)
+    return jax.lax.map(one, origins, batch_size=50)
 
 
 @functools.partial(jax.jit, static_argnames=("score", "units"))
@@ -121,13 +141,14 @@ def rows(
     split: Split,
     units: mx.units.Units,
     key: jax.Array,
+    names: Sequence[str],
+    aggregates: dict[str, list[Any]],
 ) -> list[dict[str, Any]]:
     """One row for each round.
 
-    Attribution of a mixed case is the mean over `DRAWS` mixings of the trajectory, if the server
-    takes slots for people; whatever else depends on the mixing is of the one that the records
-    have. A server that adapts guesses for pseudonyms: its guess is judged for the owner of most of
-    a pseudonym's largest layers.
+    Where a server takes mixed slots for people, all that depends on the mixing is the mean over
+    `DRAWS` mixings of the trajectory. A server that adapts guesses for pseudonyms: its guess is
+    judged for the owner of most of a pseudonym's largest layers, behind one mixing a seed.
 
     Args:
       case: what was run.
@@ -137,59 +158,150 @@ def rows(
       split: the participants and what the server knows.
       units: the model's partition.
       key: of the mixings.
+      names: of the attribute's values.
+      aggregates: more columns; see `aggregates.columns`.
     """
     record, values, clients = run.records, split.values, len(split.truth)
-    origins = record.truth.origins
     rows_of, owners = np.arange(clients), np.arange(clients)
     if case.server.adaptive:
-        rows_of, owners = _pseudonyms(record.findings.slots, np.asarray(origins), units, clients)
+        slots, origins = record.findings.slots, np.asarray(record.truth.origins)
+        rows_of, owners = _pseudonyms(slots, origins, units, clients)
     truth = split.truth[owners]
-    findings = np.asarray(record.findings.scores)[:, rows_of]
-    scores = at_last(findings, 2)
-    accumulated = np.cumsum(scores, axis=0)
-    guesses = mx.evaluation.guesses(scores)
-    unit_scores = _unit_scores(
-        case.server.unit_scores, units, record.probe, servers.terms(record.observation.measures)
-    )[:, :clients]
-    per_unit = mx.evaluation.unit_level(unit_scores, origins[:, :clients], split.truth)
-    background = [
-        mx.evaluation.attribution(mx.evaluation.guesses(np.cumsum(level, axis=0)), truth)
-        for level in np.moveaxis(findings, 2, 0)
-    ]
-    table = {
-        "accuracy": record.metrics[:, :clients].mean(axis=1),
-        "loss": _mean_of_known(np.asarray(record.loss)[:, :clients]),
-        "attribution": mx.evaluation.attribution(guesses, truth),
-        "attribution_accumulated": background[-1],
-        "balanced_accuracy": mx.evaluation.balanced_accuracy(guesses, truth, values),
-        "auc": mx.evaluation.auc(scores, truth),
-        "auc_accumulated": mx.evaluation.auc(accumulated, truth),
-        "set_level": mx.evaluation.set_level(guesses, truth, values),
-    }
     mix = case.mix()
-    if mix is not None and not case.server.adaptive:
-        known = last_level(*_scored(run))
-        drawn = _attribution_over_draws(servers.scoring(1), mix, key, *known, truth)
-        table["attribution"], table["attribution_accumulated"] = jax.device_get(drawn)
-    chance = float(mx.evaluation.chance(truth))
+    if mix is None or case.server.adaptive:
+        drawn = np.asarray(record.findings.scores)[None, :, rows_of]
+    else:
+        draw = functools.partial(_origins, mix)
+        active, units_of = record.observation.active, len(units.names)
+        many = jax.vmap(draw, (0, None, None))(jax.random.split(key, DRAWS), active, units_of)
+        scoring = servers.scoring(len(split.known))
+        drawn = np.asarray(_scores_over_draws(scoring, *_scored(run), many))[:, :, :clients]
+    # [rounds, draws, clients, levels, values]
+    levels = np.swapaxes(drawn, 0, 1)
+    scores, summed = levels[..., -1, :], np.cumsum(levels, axis=0)
+    # whose unit it is decides, not the slot it came in: no mixing changes these
+    own = np.asarray(
+        _unit_scores(
+            case.server.unit_scores, units, record.probe, servers.terms(record.truth.measures)
+        )[:, :clients]
+    )
+    table = {
+        "accuracy": record.metrics.participants[:, :clients].mean(axis=1),
+        "accuracy_outsiders": record.metrics.outsiders[:, : len(split.outsiders.counts)].mean(
+            axis=1
+        ),
+        "loss": _mean_of_known(np.asarray(record.loss)[:, :clients]),
+        **_attack(scores, truth, values, ""),
+        **_attack(summed[..., -1, :], truth, values, "_accumulated"),
+        **_cohort(seed, own, split.truth, values),
+    }
+    per_unit, per_unit_summed = (
+        _where_known(lambda seen: _of_owners(seen, split.truth), units_of)
+        for units_of in (own, np.cumsum(own, axis=0))
+    )
+    background = [
+        _where_known(lambda level: _attribution(level, truth), summed[..., level, :])
+        for level in range(levels.shape[-2])
+    ]
+    diverged = _not_finite(record.probe and record.probe.references, names)
     result = []
     for index in range(len(scores)):
         row: dict[str, Any] = {"seed": seed, **case.keys(), "round": index + 1}
-        row |= {"granularity": "layer", "chance": chance}
+        row |= {"granularity": "layer", "chance": float(mx.evaluation.chance(split.truth))}
         row["excluded"] = int(record.excluded[index, :clients].sum())
         row["stepped"] = bool(record.stepped[index])
+        row["diverged"] = diverged[index]
         row |= {name: float(column[index]) for name, column in table.items()}
+        row |= {name: column[index] for name, column in aggregates.items()}
         row["unit_level"] = dict(zip(units.names, per_unit[index].tolist(), strict=True))
-        row["participants"] = record.metrics[index, :clients].tolist()
-        if len(background) > 1:
+        row["unit_accumulated"] = dict(
+            zip(units.names, per_unit_summed[index].tolist(), strict=True)
+        )
+        row["participants"] = record.metrics.participants[index, :clients].tolist()
+        if len(background) > 1 and not case.row.reverse:
             row["background"] = {
                 str(people): float(level[index])
                 for people, level in zip(split.known, background, strict=True)
             }
-        if record.observation.updates is not None and (index + 1) % NEIGHBOUR_EVERY == 0:
-            row |= _neighbours(record.observation.updates, index, clients, units)
+        updates = record.observation.updates
+        plain = mix is None and not case.row.reverse
+        if updates is not None and plain and (index + 1) % NEIGHBOUR_EVERY == 0:
+            row |= _neighbours(updates, index, clients, units)
         result.append(row)
     return result
+
+
+def _where_known(figure: Callable[[np.ndarray], np.ndarray], scores: np.ndarray) -> np.ndarray:
+    """A figure of each round, the first axis; NaN in rounds without scores."""
+    known = ~np.isnan(scores).any(axis=tuple(range(1, scores.ndim)))
+    some = figure(scores[known])
+    result = np.full((len(scores), *some.shape[1:]), np.nan)
+    result[known] = some
+    return result
+
+
+def _attribution(scores: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    return mx.evaluation.attribution(mx.evaluation.guesses(scores), truth).mean(axis=1)
+
+
+def _attack(scores: np.ndarray, truth: np.ndarray, values: int, suffix: str) -> dict[str, Any]:
+    """Figures of ∇Sim's scores `[rounds, draws, clients, values]`, means over draws."""
+
+    def balanced(scores: np.ndarray) -> np.ndarray:
+        guesses = mx.evaluation.guesses(scores)
+        return mx.evaluation.balanced_accuracy(guesses, truth, values).mean(axis=1)
+
+    def permuted(scores: np.ndarray) -> np.ndarray:
+        guesses = mx.evaluation.guesses(scores)
+        return mx.evaluation.permuted_attribution(guesses, truth, values).mean(axis=1)
+
+    figures = {
+        "attribution": lambda scores: _attribution(scores, truth),
+        "permuted": permuted,
+        "balanced_accuracy": balanced,
+        "auc": lambda scores: mx.evaluation.auc(scores, truth).mean(axis=1),
+    }
+    return {name + suffix: _where_known(figure, scores) for name, figure in figures.items()}
+
+
+def _of_owners(scores: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """The share of each unit's instances told right, of `[rounds, clients, units, values]`."""
+    clients, units = scores.shape[1:3]
+    own = np.broadcast_to(np.arange(clients)[:, None], (clients, units))
+    return mx.evaluation.unit_level(scores, own, truth)
+
+
+def _cohort(seed: int, unit_scores: np.ndarray, truth: np.ndarray, values: int) -> dict[str, Any]:
+    """How much of a cohort's histogram single units tell, and what a guess without them tells.
+
+    Estimates are means over all rounds so far. Cohorts are halves of the participants, whose
+    composition is drawn (`mx.evaluation.subcohorts`); a guess without evidence is its mean.
+    """
+    members = mx.evaluation.subcohorts(seed, truth, values, max(len(truth) // 2, 1), COHORTS)
+    known = mx.evaluation.histogram(truth, values, members)
+
+    def told(scores: np.ndarray) -> np.ndarray:
+        rounds = mx.evaluation.histogram_of_units(scores[:, None], members)
+        count = np.arange(1, len(rounds) + 1)[:, None, None]
+        return mx.evaluation.overlap(np.cumsum(rounds, axis=0) / count, known).mean(axis=1)
+
+    blind = float(mx.evaluation.overlap(known.mean(axis=0), known).mean())
+    return {
+        "cohort": _where_known(told, unit_scores),
+        "cohort_chance": np.full(len(unit_scores), blind),
+    }
+
+
+def _not_finite(references: Any, names: Sequence[str]) -> list[list[str]]:
+    """For each round the attribute values, of any level, whose reference is not finite."""
+    finite = [
+        np.isfinite(leaf).reshape(*np.shape(leaf)[:3], -1).all(axis=(1, 3))
+        for leaf in map(np.asarray, jax.tree.leaves(references))
+    ]
+    return [
+        [name for name, good in zip(names, round_, strict=True) if not good]
+        for round_ in np.logical_and.reduce(finite)
+    ]
 
 
 def _pseudonyms(

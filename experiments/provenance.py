@@ -41,7 +41,7 @@ def of_data(dataset: mx.data.Dataset, folder: Path | None) -> dict[str, Any]:
     """What data it is: digests of what was loaded, and whether it is synthetic.
 
     Args:
-      dataset: as loaded.
+      dataset: as loaded; where every seed deals its own, that of the first.
       folder: where from; None for the set's usual place.
     """
     attribute = dataset.attribute
@@ -52,6 +52,7 @@ def of_data(dataset: mx.data.Dataset, folder: Path | None) -> dict[str, Any]:
     return {
         "planted": planted.is_planted(folder),
         "participants": len(dataset.people),
+        "pool": len(np.unique(dataset.people)),
         "examples": digest((dataset.train, dataset.test)),
         "people": digest(np.asarray(dataset.people)),
         "attribute": attribute.name,

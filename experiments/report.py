@@ -6,15 +6,17 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments.conditions import Case
+from experiments import claims
 from experiments.results import (
     DELTA,
-    best_unit,
+    by_entry,
+    chance_of_slots,
     percent,
     read_summary,
     warnings,
     write_text,
 )
+from experiments.tasks import TASKS
 
 FIGURES = {
     "utility": "Test accuracy a round; mean over participants, 95 % band over seeds.",
@@ -27,8 +29,6 @@ FIGURES = {
     "neighbours": "Left: other updates within a radius. Right: updates nearest to their "
     "owner's update of the round before.",
 }
-# how far apart two accuracies may be to count as the same, in points
-SAME = 2.0
 
 
 class Entry(NamedTuple):
@@ -59,14 +59,14 @@ def write(page: Path, entries: Iterable[Entry], *, quick: bool) -> None:
         summary = recorded(entry.folder)
         if summary is None:
             parts.append(f"## {entry.title}\n\nNot run: {entry.problem or 'not asked for'}")
-        elif "data" not in summary:
+        elif "pool" not in summary.get("data", {}):
             parts.append(
-                f"## {entry.title}\n\nNot shown: the results there are don't say whether their "
-                "data is real. Run them again."
+                f"## {entry.title}\n\nNot shown: the results there are of an earlier program, and "
+                "don't say all that the page does, such as whether data is real. Run them again."
             )
         else:
             finished.append((entry, summary))
-    parts.insert(1, claims([pair for pair in finished if not pair[1]["data"]["planted"]]))
+    parts.insert(1, judged([pair for pair in finished if not pair[1]["data"]["planted"]]))
     parts += [section(entry, summary, figures) for entry, summary in finished]
     write_text(page, "\n\n".join(parts) + "\n")
 
@@ -80,76 +80,46 @@ def recorded(folder: Path) -> dict[str, Any] | None:
 INTRODUCTION = """# Results
 
 Written by `python -m experiments.reproduce` from `experiments/configs`. Percent, mean over seeds
-and 95 % bootstrap interval over seeds (over two seeds no more than their spread); every seed has
-other people as participants. *Attribution*: is the guess for a slot the attribute of the
-participant of that slot? For mixings it is the mean over 200 draws. *Set level*: how well the
-guesses' histogram matches the cohort's, which no permutation of whole updates lowers. *Best
-layer*: the attribute of a layer's owner, guessed from that layer alone. ε is of all rounds
-together, for one client's clipped and noisy updates, mixed or not; mixing without noise has no
-differential privacy.
+with the 95 % interval (Student's, cut to what a share can be; none for a single seed). What
+seeds differ in, and intervals cover, stands with each set.
+
+* *Accuracy* is the final model's on the held-out part of the participants' own data, *outsiders* on
+  all data of people who took no part in training. These are the people the server knows: an active
+  server trains what it sends on them, and its outsiders are none.
+* *Attribution*: is the guess for a slot the attribute of the participant of that slot? Mean over
+  rounds; *accumulated* sums scores over rounds first, and so do *balanced* (the mean over the
+  attribute's values) and *AUC*. Whatever depends on the mixing is the mean over 200 draws of it;
+  the adaptive server's pseudonyms are judged for their owners, behind one draw a seed.
+* *Chance* of accumulated attribution: for plain FL, always the commonest value; for mixed slots the
+  permutation's expectation `sum_a (n_a/C)(m_a/C)`, of n_a participants and m_a guesses. Balanced
+  accuracy by chance is one over the number of values, AUC 50.
+* *Cohort*: how much of the attribute's histogram a server tells, from single units alone, which no
+  mixing changes; on halves of the participants whose composition varies, beside what a guess
+  without evidence gets of the same.
+* *Best layer*: the attribute of a layer's owner, guessed from that layer alone; which layer is
+  best, every other seed says. *Accumulated*, a layer's owner is followed without error: a bound.
+* ε is of all rounds together, for one client's clipped and noisy updates, mixed or not; mixing
+  without noise has no differential privacy.
 
 Each row of a run's `rounds.jsonl` holds the seed that everything random follows from, the
 permutations of every mixing too: whoever has the file and the program can undo the mixing. Don't
 publish it where real people's updates could be seen."""
 
+TESTS = f"""Tests are paired, seed by seed, at a level of {100 * claims.LEVEL:.0f} % each, not
+corrected for their number. *The same* is an equivalence within {100 * claims.SAME:.0f} point (two
+one-sided t tests), everything else a one-sided t test. *No* is shown too: a difference outside the
+margin, or a gain of less than {100 * claims.SAME:.0f} point. Where neither is shown it reads
+undecided: a wide interval helps no claim."""
 
-def claims(finished: list[tuple[Entry, dict[str, Any]]]) -> str:
+
+def judged(finished: list[tuple[Entry, dict[str, Any]]]) -> str:
     """What the paper's abstract says, what was measured, and whether it holds."""
-    lines = [
-        "## The claims of the paper's abstract",
-        "| claim | data | measured | holds |\n|---|---|---|---|",
-    ]
-    rows = []
-    for entry, summary in finished:
-        cases = by_case(summary)
-        plain, mixed = cases.get(Case("none", "passive")), cases.get(Case("mixnn", "passive"))
-        if plain is None or mixed is None:
-            continue
-        chance = 100 * summary["chance"]
-        data = f"{entry.name}, {plain['accuracy']['n']} seeds"
-        if "accuracy_minus_none" in mixed:
-            gap = mixed["accuracy_minus_none"]
-            rows.append(
-                (
-                    "Mixing keeps the utility of classic federated learning",
-                    data,
-                    f"MixNN minus plain FL, trained through mixed tensors: {percent(gap)} points",
-                    max(abs(gap["low"]), abs(gap["high"])) * 100 <= SAME,
-                )
-            )
-        # the abstract's two and the one that undoes mixing, whatever else is compared
-        for attack in ("passive", "adaptive", "active"):
-            seen = cases.get(Case("none", attack))
-            if seen is not None:
-                accumulated = seen["attribution_accumulated"]
-                rows.append(
-                    (
-                        f"∇Sim infers the attribute, {attack}",
-                        data,
-                        f"plain FL, accumulated: {percent(accumulated)}, chance {chance:.0f}",
-                        accumulated["low"] * 100 > chance,
-                    )
-                )
-            behind = cases.get(Case("mixnn", attack))
-            if behind is not None and seen is not None:
-                accumulated = behind["attribution_accumulated"]
-                rows.append(
-                    (
-                        f"MixNN significantly limits the inference, {attack}",
-                        data,
-                        f"MixNN, accumulated: {percent(accumulated)}, plain FL "
-                        f"{percent(seen['attribution_accumulated'])}",
-                        accumulated["high"] < seen["attribution_accumulated"]["low"],
-                    )
-                )
-        rows += noise_claims(data, cases, mixed, plain)
-    rows.sort(key=lambda row: row[0])
-    lines[-1] += "".join(
-        f"\n| {claim} | {where} | {measured} | {'yes' if holds else '**no**'} |"
-        for claim, where, measured, holds in rows
-    )
-    lines.append(CAVEAT)
-    return "\n\n".join(lines)
+    rows = [row for entry, summary in finished for row in claims.claims(entry.name, summary)]
+    identities = [claims.identity(entry.name, summary) for entry, summary in finished]
+    parts = ["## The claims of the paper's abstract", TESTS, claims.table(rows), CAVEAT]
+    parts += ["### Utility of mixing is an identity", IDENTITY]
+    parts.append("\n".join([claims.IDENTITY, *(row for row in identities if row)]))
+    return "\n\n".join(parts)
 
 
 CAVEAT = """A shuffle of whole updates, which mixes nothing, brings attribution down as far as MixNN
@@ -157,35 +127,11 @@ does (the control in every table): it breaks the link between slot and participa
 adds, that no forwarded update is one person's, an adaptive server takes away: it joins the layers
 of each person and follows them from round to round; see [adversaries](adversaries.md)."""
 
-
-def noise_claims(
-    data: str, cases: dict[Case, dict[str, Any]], mixed: dict[str, Any], plain: dict[str, Any]
-) -> list[tuple[str, str, str, bool]]:
-    """MixNN against every noise: lower attack, and no lower utility."""
-    rows = []
-    for case, noisy in cases.items():
-        if case.defence != "noisy" or case.attack != "passive":
-            continue
-        attack, utility = noisy["attribution_accumulated"], noisy["accuracy"]
-        rows.append(
-            (
-                "MixNN limits the inference more than noise does, at no lower utility",
-                f"{data}, {case.label}",
-                f"attack {percent(mixed['attribution_accumulated'])} against {percent(attack)}, "
-                f"utility {percent(mixed['accuracy'])} against {percent(utility)}",
-                mixed["attribution_accumulated"]["high"] < attack["low"]
-                and mixed["accuracy"]["high"] >= utility["low"],
-            )
-        )
-        rows.append(
-            (
-                "Noise damages utility",
-                f"{data}, {case.label}",
-                f"{percent(utility)} against {percent(plain['accuracy'])} of plain FL",
-                utility["high"] < plain["accuracy"]["low"],
-            )
-        )
-    return rows
+IDENTITY = """The mean of mixed updates is the mean of the same tensors in another order. Of each
+round's updates: the relative difference of both means, the largest over rounds, seeds and tensors,
+and whether they are equal to the last bit where updates are whole numbers. The rest is rounding,
+which training enlarges: beside it stands plain FL with its clients summed in reverse order.
+Accuracies in points, after the last round."""
 
 
 def section(entry: Entry, summary: dict[str, Any], figures: Path) -> str:
@@ -211,53 +157,93 @@ def section(entry: Entry, summary: dict[str, Any], figures: Path) -> str:
     excluded = warnings(summary)
     if excluded:
         parts.append("**Broken updates**: " + " ".join(excluded))
-    parts += [conditions, table(summary), layers(summary), COMMENT]
+    parts += [conditions, covered(summary), table(summary), layers(summary), COMMENT]
     shown = []
     for figure, caption in FIGURES.items():
         source = entry.folder / f"{figure}.png"
         if source.is_file():
-            target = figures / f"{entry.name}_{figure}.png"
-            shutil.copyfile(source, target)
-            shown.append(f"![{caption}](results/{target.name})\n\n*{caption}*")
+            stem = f"{entry.name}_{figure}"
+            for kind in ("png", "svg"):
+                shutil.copyfile(source.with_suffix(f".{kind}"), figures / f"{stem}.{kind}")
+            shown.append(
+                f"![{caption}](results/{stem}.png)\n\n*{caption}* ([SVG](results/{stem}.svg))"
+            )
     return "\n\n".join(parts + shown)
 
 
 COMMENT = """What a single layer tells of its owner no permutation changes: the columns differ only
 where training does. So the server still learns which layers come from somebody with the
-attribute, and how many such people there are. Attribution of the adaptive server is judged for the
-owners of its pseudonyms: whom it recognises again, not by which name."""
+attribute. Attribution of the adaptive server is judged for the owners of its pseudonyms: whom it
+recognises again, not by which name."""
+
+
+def covered(summary: dict[str, Any]) -> str:
+    """What differs between seeds, which is what the intervals cover."""
+    people, known = summary["data"]["pool"], summary["config"]["auxiliary"]
+    always = "the first model, the order of examples and the mixing"
+    if TASKS[summary["config"]["dataset"]].dealt:
+        return (
+            f"Every seed deals images anew to {people} participants, of whom the server knows "
+            f"{known}, and draws {always}: the intervals cover all of these, within this set of "
+            "images."
+        )
+    count = math.comb(people, known)
+    return (
+        f"Every seed draws which {people - known} of {people} people take part (at most "
+        f"{count:,} ways) and {always}: the intervals cover these draws from the same {people} "
+        "people, and say nothing of others."
+    )
+
+
+COLUMNS = {
+    "accuracy": "accuracy",
+    "outsiders": "accuracy_outsiders",
+    "attribution": "attribution",
+    "accumulated": "attribution_accumulated",
+    "chance": "",
+    "balanced": "balanced_accuracy_accumulated",
+    "AUC": "auc_accumulated",
+    "cohort (by chance)": "cohort",
+    "best layer": "best_unit_level",
+    "accumulated layer": "best_unit_accumulated",
+}
 
 
 def table(summary: dict[str, Any]) -> str:
     """A line for each defence and attack."""
-    lines = [
-        f"| defence | attack | accuracy | attribution | accumulated | AUC | set level | "
-        f"best layer | ε at δ = {DELTA:g} |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for case, entry in by_case(summary).items():
-        names = ("accuracy", "attribution", "attribution_accumulated", "auc", "set_level")
-        shown = [*(entry[name] for name in names), best_unit(entry)]
+    names = ["defence", "attack", *COLUMNS, f"ε at δ = {DELTA:g}"]
+    lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
+    for case, entry in by_entry(summary).items():
+        shown = {name: percent(entry[field]) for name, field in COLUMNS.items() if field}
+        shown["chance"] = f"{100 * chance_of_slots(entry):.1f}"
+        shown["cohort (by chance)"] += f" ({100 * entry['cohort_chance']['mean']:.1f})"
         epsilon = entry.get("epsilon", math.nan)
-        shown_epsilon = "∞" if math.isnan(epsilon) else f"{epsilon:,.0f}"
-        cells = [case.label, case.attack, *map(percent, shown), shown_epsilon]
+        shown_epsilon = "∞" if math.isnan(epsilon) else f"{epsilon:.2g}"
+        cells = [case.label, case.attack, *(shown[name] for name in COLUMNS), shown_epsilon]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def layers(summary: dict[str, Any]) -> str:
     """Layer by layer: its size, and the attack on it alone."""
-    cases = {c: e for c, e in by_case(summary).items() if c.server.passive and not c.perturbs}
+    # of all that is replayed on one trajectory the columns would be the same
+    cases = {
+        case: entry
+        for case, entry in by_entry(summary).items()
+        if case.attack == "passive" and case.defence in ("none", "mixnn")
+    }
     if not cases:
         return ""
     counts = summary["parameters"]
     total = sum(counts.values())
     lines = [
-        f"| layer | parameters | share | {' | '.join(case.label for case in cases)} |",
-        "|---|---|---|" + "---|" * len(cases),
+        f"| layer | parameters | share | "
+        f"{' | '.join(f'{case.label} | accumulated' for case in cases)} |",
+        "|---|---|---|" + "---|---|" * len(cases),
     ]
     for unit, count in counts.items():
-        cells = [percent(entry["unit_level"][unit]) for entry in cases.values()]
+        levels = [entry[n] for entry in cases.values() for n in ("unit_level", "unit_accumulated")]
+        cells = [percent(level[unit]) for level in levels]
         lines.append(f"| {unit} | {count:,} | {count / total:.1%} | {' | '.join(cells)} |")
     largest = max(counts, key=lambda unit: counts[unit])
     note = (
@@ -265,8 +251,3 @@ def layers(summary: dict[str, Any]) -> str:
         f"{counts[largest] / total:.0%} of the parameters."
     )
     return "\n".join(lines) + (note if counts[largest] > total / 2 else "")
-
-
-def by_case(summary: dict[str, Any]) -> dict[Case, dict[str, Any]]:
-    """The summary's entries by what was run."""
-    return {Case.of(entry): entry for entry in summary["results"]}

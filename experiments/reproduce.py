@@ -5,19 +5,25 @@
 `docs/results.md`. A set whose data is not there is listed as not run.
 """
 
-import dataclasses
+from experiments import cli
+from experiments.options import Reproduce as Config
+
+if __name__ == "__main__":
+    # wrong options are told before what takes seconds to import
+    cli.read(Config, "experiments.reproduce")
+
+
 import subprocess
 import sys
 import tempfile
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import rich.console
-import tyro
 
 import mixjax as mx
-from experiments import cli, evaluate, planted, provenance, report, results, tasks
+from experiments import evaluate, planted, provenance, report, results, tasks
 
 CONFIGS = Path(__file__).parent / "configs"
 PLANTED = {
@@ -25,24 +31,6 @@ PLANTED = {
     "mobiact": lambda folder: planted.mobiact(folder, samples=(1600, 1200), trials=1),
     "lfw": lambda folder: planted.lfw(folder, people=200, images_each=6),
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class Config:
-    """Run the published configurations and write the page of results."""
-
-    only: tuple[str, ...] = ()
-    """Names of configurations; all by default."""
-    quick: bool = False
-    """Toy sizes, to see that everything runs."""
-    data: Annotated[dict[str, Path], tyro.conf.arg(metavar="DATASET DIR")] = dataclasses.field(
-        default_factory=dict
-    )
-    """Folders of data sets: --data cifar10 DIR motionsense DIR."""
-    out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("results")
-    """Where runs are kept."""
-    page: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
-    """The page; docs/results.md by default, with --quick OUT/quick/results.md."""
 
 
 def main(config: Config) -> None:
@@ -105,7 +93,11 @@ def run(setting: dict[str, Any], folder: Path | None, out: Path, synthetic: bool
     summary = report.recorded(out)
     if summary is not None and summary["config"] == asked:
         data = summary.get("data")
-        same = data is not None and _same_data(data, config, task, folder, synthetic)
+        same = (
+            data is not None
+            and "pool" in data
+            and _same_data(data, config, task, folder, synthetic)
+        )
         if same:
             return None
     command = [sys.executable, "-m", "experiments.evaluate", "--resume", "--out", str(out)]

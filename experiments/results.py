@@ -85,8 +85,8 @@ def by_case(rows: Rows) -> dict[Case, dict[int, Rows]]:
 
 
 def over_seeds(seeds: dict[int, Rows], value: Callable[[Rows], float]) -> mx.evaluation.Interval:
-    """Mean and 95 % interval over seeds of one number a seed."""
-    return mx.evaluation.bootstrap([value(rows) for rows in seeds.values()])
+    """Mean and 95 % interval over seeds of one share a seed."""
+    return mx.evaluation.student([value(rows) for rows in seeds.values()], within=(0, 1))
 
 
 def last(name: str) -> Callable[[Rows], float]:
@@ -104,15 +104,45 @@ def average_unit(unit: str) -> Callable[[Rows], float]:
     return lambda rows: float(np.mean([row["unit_level"][unit] for row in rows]))
 
 
+def last_unit(unit: str) -> Callable[[Rows], float]:
+    """One unit's accuracy after the last round, its scores summed."""
+    return lambda rows: rows[-1]["unit_accumulated"][unit]
+
+
 FIGURES_OF_A_CASE: dict[str, Callable[[Rows], float]] = {
     "accuracy": last("accuracy"),
+    "accuracy_outsiders": last("accuracy_outsiders"),
     "attribution": average("attribution"),
     "attribution_accumulated": last("attribution_accumulated"),
+    "permuted_accumulated": last("permuted_accumulated"),
     "balanced_accuracy": average("balanced_accuracy"),
+    "balanced_accuracy_accumulated": last("balanced_accuracy_accumulated"),
     "auc": average("auc"),
     "auc_accumulated": last("auc_accumulated"),
-    "set_level": average("set_level"),
+    "cohort": last("cohort"),
+    "cohort_chance": last("cohort_chance"),
+    "chance": last("chance"),
 }
+
+
+# whose differences between cases are tested, seed by seed
+PAIRED = ("accuracy", "attribution_accumulated", "chance")
+
+
+def best_elsewhere(
+    seeds: dict[int, Rows], values: dict[str, Callable[[Rows], float]]
+) -> mx.evaluation.Interval:
+    """The interval of whatever is best, each seed's chosen by the mean over all others.
+
+    Choosing and judging on the same seeds would count luck as skill; a single seed has no others,
+    and is NaN.
+    """
+    table = np.array([[value(rows) for value in values.values()] for rows in seeds.values()])
+    if len(table) < 2:
+        return mx.evaluation.student([math.nan])
+    others = (table.sum(axis=0) - table) / (len(table) - 1)
+    chosen = table[np.arange(len(table)), others.argmax(axis=1)]
+    return mx.evaluation.student(chosen, within=(0, 1))
 
 
 def summarize(
@@ -137,10 +167,14 @@ def summarize(
         entry: dict[str, Any] = case.keys()
         for name, value in FIGURES_OF_A_CASE.items():
             entry[name] = over_seeds(seeds, value)._asdict()
-        entry["unit_level"] = {
-            unit: over_seeds(seeds, average_unit(unit))._asdict()
-            for unit in next(iter(seeds.values()))[0]["unit_level"]
+        # what paired tests are of, seed by seed
+        entry["by_seed"] = {
+            name: [FIGURES_OF_A_CASE[name](rows) for rows in seeds.values()] for name in PAIRED
         }
+        units = list(next(iter(seeds.values()))[0]["unit_level"])
+        for name, value in (("unit_level", average_unit), ("unit_accumulated", last_unit)):
+            entry[name] = {unit: over_seeds(seeds, value(unit))._asdict() for unit in units}
+            entry[f"best_{name}"] = best_elsewhere(seeds, {u: value(u) for u in units})._asdict()
         own = [row for rows in seeds.values() for row in rows]
         entry["updates"] = sum(len(row["participants"]) for row in own)
         entry["excluded"] = sum(row["excluded"] for row in own)
@@ -148,12 +182,9 @@ def summarize(
         epsilon = case.epsilon(config["rounds"], DELTA)
         if epsilon is not None:
             entry["epsilon"] = epsilon
-        plain = cases.get(Case("none", case.attack))
-        if plain is not None and plain.keys() == seeds.keys():
-            difference = [
-                seeds[seed][-1]["accuracy"] - plain[seed][-1]["accuracy"] for seed in seeds
-            ]
-            entry["accuracy_minus_none"] = mx.evaluation.bootstrap(difference)._asdict()
+        if "aggregate_difference" in own[0]:
+            entry["aggregate_difference"] = max(row["aggregate_difference"] for row in own)
+            entry["aggregate_exact"] = all(row["aggregate_exact"] for row in own)
         results.append(entry)
     return {
         "config": config,
@@ -167,6 +198,18 @@ def summarize(
     }
 
 
+def by_entry(summary: dict[str, Any]) -> dict[Case, dict[str, Any]]:
+    """The summary's entries by what was run."""
+    return {Case.of(entry): entry for entry in summary["results"]}
+
+
+def chance_of_slots(entry: dict[str, Any]) -> float:
+    """What accumulated attribution is by chance: where slots are mixed, what permuting leaves."""
+    case = Case.of(entry)
+    mixed = case.mix() is not None and not case.server.adaptive
+    return entry["permuted_accumulated" if mixed else "chance"]["mean"]
+
+
 def check_trained(rows: Rows) -> None:
     """Refuse results of models that nothing, or no more, moved: they say nothing of a defence.
 
@@ -175,15 +218,33 @@ def check_trained(rows: Rows) -> None:
     """
     for case, seeds in by_case(rows).items():
         for seed, own in seeds.items():
+            where = f"seed {seed}, defence {case.label}, attack {case.attack}"
             if own[-1]["stepped"]:
+                check_references(own, where)
                 continue
             steps = [row["round"] for row in own if row["stepped"]]
             when = f"after round {steps[-1]}" if steps else "in any round"
             raise mx.InputError(
-                f"expected training that goes on to the last round; seed {seed}, defence "
-                f"{case.label}, attack {case.attack}: of {len(own)} rounds none took a step "
-                f"{when}, as updates or models were not finite or too large. Its rows are kept; "
-                "no figures are drawn. Lower --learning-rate or --momentum, and start afresh."
+                f"expected training that goes on to the last round; {where}: of {len(own)} rounds "
+                f"none took a step {when}, as updates or models were not finite or too large. "
+                "Its rows are kept; no figures are drawn. Lower --learning-rate or --momentum, and "
+                "start afresh."
+            )
+
+
+def check_references(rows: Rows, where: str) -> None:
+    """Refuse an attack whose own training diverged: a guess from it would be none.
+
+    Raises:
+      InputError: naming the attribute's value and the round.
+    """
+    for row in rows:
+        if row["diverged"]:
+            raise mx.InputError(
+                f"expected finite updates of the server's reference training; {where}: in round "
+                f"{row['round']} that for {' and '.join(row['diverged'])} diverged. Its rows are "
+                "kept; no figures are drawn. Lower --learning-rate or --momentum, or give "
+                "--auxiliary other people, and start afresh."
             )
 
 
@@ -203,9 +264,12 @@ def planted_note(summary: dict[str, Any]) -> str:
     return "Planted data: says nothing about the real set. " if summary["data"]["planted"] else ""
 
 
-def best_unit(entry: dict[str, Any]) -> dict[str, float]:
-    """The interval of the layer that alone tells most."""
-    return max(entry["unit_level"].values(), key=lambda interval: interval["mean"])
+def short(interval: dict[str, float]) -> str:
+    """Mean and how far its interval reaches, in percent, for a terminal."""
+    mean, low, high = (100 * interval[name] for name in ("mean", "low", "high"))
+    if math.isnan(mean):
+        return "–"
+    return f"{mean:.1f}" if math.isnan(low) else f"{mean:.1f}±{max(mean - low, high - mean):.1f}"
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -231,8 +295,10 @@ def config_dict(config: Any, task: Task) -> dict[str, Any]:
 
 
 def percent(interval: dict[str, float]) -> str:
-    """Mean and interval, in percent; a dash where there is none."""
+    """Mean and interval, in percent; no interval of a single seed, a dash where there is none."""
     if math.isnan(interval["mean"]):
         return "–"
+    if math.isnan(interval["low"]):
+        return f"{100 * interval['mean']:.1f}"
     mean, low, high = (100 * interval[name] for name in ("mean", "low", "high"))
     return f"{mean:.1f} [{low:.1f}, {high:.1f}]"

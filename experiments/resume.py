@@ -51,16 +51,17 @@ def open_folder(
             f"{out} holds results already ({', '.join(found)}). Add --resume to continue them, "
             "--overwrite to remove them and start afresh, or --out to write elsewhere."
         )
+    pictures = [f"{figure}.{kind}" for figure in figures for kind in ("png", "svg")]
     if overwrite or not found:
         (out / provenance.SESSIONS).unlink(missing_ok=True)
     if overwrite:
-        for name in (ROUNDS, CONFIG, SUMMARY, *(f"{figure}.png" for figure in figures)):
+        for name in (ROUNDS, CONFIG, SUMMARY, *pictures):
             (out / name).unlink(missing_ok=True)
         shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
     elif found:
         mx.checkpoint.check_config(_saved_config(out / CONFIG), config, str(out))
     out.mkdir(parents=True, exist_ok=True)
-    for name in (CONFIG, SUMMARY, provenance.SESSIONS, *(f"{figure}.png" for figure in figures)):
+    for name in (CONFIG, SUMMARY, provenance.SESSIONS, *pictures):
         for left in out.glob(f"{name}.*.partial"):
             left.unlink()
     results.write_json(out / CONFIG, config)

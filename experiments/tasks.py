@@ -3,26 +3,25 @@
 A new dataset is a row of `TASKS` and its loader in `mixjax.datasets`.
 """
 
-import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
-import tyro
 from flax import linen as nn
 
 import mixjax as mx
+from experiments.options import Options
 
-Load = Callable[[Path | None, int, int], mx.data.Dataset]
+Load = Callable[[Path | None, int, int, int], mx.data.Dataset]
 
 
 class Task(NamedTuple):
     """A dataset's part of the evaluation, and all that decides how a trajectory is trained.
 
     Attributes:
-      load: `(data_dir, people, per_client) -> Dataset`. Where participants are dealt from a pool,
-        `people` is their number with those the server knows, and `per_client` their examples;
-        elsewhere both are the dataset's own.
+      load: `(data_dir, people, per_client, seed) -> Dataset`. Where participants are dealt from a
+        pool, `people` is their number with those the server knows, `per_client` their examples and
+        `seed` of the draw; elsewhere all are the dataset's own.
       model: `classes -> network`.
       auxiliary: people the server has auxiliary data of.
       epochs: local epochs a round.
@@ -33,6 +32,7 @@ class Task(NamedTuple):
       momentum: of local SGD.
       kept: shares of an update that top-k compression keeps.
       list_size: entries in each list of the proxy.
+      dealt: whether participants are dealt from a pool: every seed then deals anew.
     """
 
     load: Load
@@ -46,6 +46,7 @@ class Task(NamedTuple):
     momentum: float = 0.9
     kept: tuple[float, ...] = (0.1, 0.01)
     list_size: int = 5
+    dealt: bool = False
 
 
 def resolve(options: Any) -> Task:
@@ -62,7 +63,7 @@ def resolve(options: Any) -> Task:
 def _packaged(name: str, loader: Callable[[], mx.data.Dataset]) -> Load:
     """The data comes with a package."""
 
-    def load(folder: Path | None, people: int, per_client: int) -> mx.data.Dataset:
+    def load(folder: Path | None, people: int, per_client: int, seed: int) -> mx.data.Dataset:
         if folder is not None:
             raise mx.InputError(f"expected no --data-dir for {name}, which comes with a package.")
         return loader()
@@ -73,7 +74,7 @@ def _packaged(name: str, loader: Callable[[], mx.data.Dataset]) -> Load:
 def _of_people(name: str, loader: Callable[..., mx.data.Dataset]) -> Load:
     """Participants are the people whose files the folder has."""
 
-    def load(folder: Path | None, people: int, per_client: int) -> mx.data.Dataset:
+    def load(folder: Path | None, people: int, per_client: int, seed: int) -> mx.data.Dataset:
         if folder is None:
             raise mx.InputError(f"expected --data-dir, the folder with the files of {name}.")
         return loader(data_dir=folder)
@@ -84,8 +85,8 @@ def _of_people(name: str, loader: Callable[..., mx.data.Dataset]) -> Load:
 def _dealt(loader: Callable[..., mx.data.Dataset]) -> Load:
     """Participants are dealt from a pool of images."""
 
-    def load(folder: Path | None, people: int, per_client: int) -> mx.data.Dataset:
-        return loader(data_dir=folder, participants=people, per_client=per_client)
+    def load(folder: Path | None, people: int, per_client: int, seed: int) -> mx.data.Dataset:
+        return loader(data_dir=folder, participants=people, per_client=per_client, seed=seed)
 
     return load
 
@@ -125,6 +126,7 @@ TASKS = {
     ),
     "cifar10": Task(
         load=_dealt(mx.datasets.cifar10),
+        dealt=True,
         model=_images,
         auxiliary=4,
         epochs=2,
@@ -135,6 +137,7 @@ TASKS = {
     ),
     "fashion_mnist": Task(
         load=_dealt(mx.datasets.fashion_mnist),
+        dealt=True,
         model=_images,
         auxiliary=4,
         epochs=1,
@@ -165,6 +168,7 @@ TASKS = {
     ),
     "lfw": Task(
         load=_dealt(mx.datasets.lfw),
+        dealt=True,
         model=_images,
         auxiliary=4,
         epochs=2,
@@ -175,27 +179,17 @@ TASKS = {
     ),
 }
 
-if TYPE_CHECKING:
-    DatasetName = str
-else:
-    DatasetName = tyro.extras.literal_type_from_choices(TASKS)
 
+def load(
+    options: Options, task: Task, folder: Path | None = None, *, seed: int = 0
+) -> mx.data.Dataset:
+    """The participants and those the server knows, as a seed deals them.
 
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """What every command that trains on a dataset asks."""
-
-    dataset: DatasetName = "watch"
-    """Which data to run on."""
-    data_dir: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
-    """The folder with the dataset's files, or of TensorFlow Datasets."""
-    participants: int = 20
-    """Who takes part, where participants are dealt from a pool of images."""
-    per_client: int = 500
-    """Training examples of each, where participants are dealt from a pool of images."""
-
-
-def load(options: Options, task: Task, folder: Path | None = None) -> mx.data.Dataset:
-    """The participants and those the server knows; from `folder` in place of the options'."""
+    Args:
+      options: of the command.
+      task: see `resolve`.
+      folder: in place of the options'.
+      seed: of the draw, where participants are dealt from a pool.
+    """
     people = options.participants + task.auxiliary
-    return task.load(folder or options.data_dir, people, options.per_client)
+    return task.load(folder or options.data_dir, people, options.per_client, seed)

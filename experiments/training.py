@@ -5,7 +5,6 @@ it. One trajectory therefore serves every mixing; noise and an active server hav
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -46,12 +45,26 @@ class Setting(NamedTuple):
     keep_updates: bool = False
 
 
+class Accuracies(NamedTuple):
+    """Shares of examples told right.
+
+    Attributes:
+      participants: `[clients]`, on the held-out part of each participant's own data.
+      outsiders: `[people]`, on all data of each of those who took no part.
+    """
+
+    participants: jax.Array
+    outsiders: jax.Array
+
+
 class Split(NamedTuple):
     """One seed's participants, and what the server knows of other people.
 
     Attributes:
       train: the participants' training data.
       test: their held-out data.
+      outsiders: all data of those who take no part. They are the people that the server knows: only
+        an active server's model has seen their training data.
       truth: their attribute, `[clients]`.
       auxiliary: what the server knows, arrays `[levels, values, ...]`.
       known: how many people that is, level by level; the last is all of them.
@@ -59,6 +72,7 @@ class Split(NamedTuple):
 
     train: mx.data.ClientData
     test: mx.data.ClientData
+    outsiders: mx.data.ClientData
     truth: np.ndarray
     auxiliary: mx.data.ClientData
     known: tuple[int, ...]
@@ -70,8 +84,19 @@ class Split(NamedTuple):
 
     def padded(self, multiple: int) -> "Split":
         """With as many rows as the multiple divides."""
-        train, test = (mx.data.pad(part, multiple) for part in (self.train, self.test))
-        return self._replace(train=train, test=test)
+        train, test, outsiders = (
+            mx.data.pad(part, multiple) for part in (self.train, self.test, self.outsiders)
+        )
+        return self._replace(train=train, test=test, outsiders=outsiders)
+
+    def reversed(self) -> "Split":
+        """With the participants in reverse order: whoever they are, the same training."""
+        order = np.arange(len(self.truth))[::-1]
+        return self._replace(
+            train=mx.data.take(self.train, order),
+            test=mx.data.take(self.test, order),
+            truth=self.truth[order],
+        )
 
     def rows(self) -> mx.data.ClientData:
         """What the server knows, in one axis `[levels * values, ...]`."""
@@ -86,8 +111,8 @@ class Split(NamedTuple):
 class Trajectory(NamedTuple):
     """A run: where it starts, and the records of all rounds, on the host.
 
-    The records' metrics are the test accuracies `[rounds, clients]`; rows past the participants
-    are padding. They hold the probes: see `mx.records.replay`; the
+    The records' metrics are `Accuracies`, `[rounds, clients]`; rows past the participants are
+    padding. They hold the probes: see `mx.records.replay`; the
     measures are those of `servers.measuring`.
     """
 
@@ -141,14 +166,26 @@ def split_people(dataset: mx.data.Dataset, seed: int, auxiliary: int, *, sweep: 
                 mx.data.take(dataset.train, rows), of_client[rows], values, capacity=capacity
             )
         )
-    participants = np.flatnonzero(~np.isin(dataset.people, known))
+    outside = np.isin(dataset.people, known)
+    participants, others = np.flatnonzero(~outside), np.flatnonzero(outside)
     return Split(
         train=mx.data.take(dataset.train, participants),
         test=mx.data.take(dataset.test, participants),
+        outsiders=_together(
+            mx.data.take(dataset.train, others), mx.data.take(dataset.test, others)
+        ),
         truth=of_client[participants],
         auxiliary=jax.tree.map(lambda *leaves: jnp.stack(leaves), *pools),
         known=tuple(counts),
     )
+
+
+def _together(first: mx.data.ClientData, second: mx.data.ClientData) -> mx.data.ClientData:
+    """Each client's examples of both; all seeds' have one capacity, and share a program."""
+    capacity = sum(jax.tree.leaves(part.examples)[0].shape[1] for part in (first, second))
+    pairs = zip(mx.data.unstack(first), mx.data.unstack(second), strict=True)
+    joined = [jax.tree.map(lambda a, b: np.concatenate([a, b]), *pair) for pair in pairs]
+    return mx.data.stack(joined, capacity=capacity)
 
 
 def trajectory(
@@ -178,11 +215,13 @@ def trajectory(
     clients = split.train.counts.shape[0]
     start = federation(setting, mesh, split, traced).init(params, clients)
 
+    if not every or folder is None:
+        whole = _train_whole(setting, mesh, run_key, split, traced, start)
+        return Trajectory(start, jax.device_get(whole[1]))
+
     def advance(state: Any, rounds: int) -> tuple[Any, Any]:
         return _train(setting._replace(rounds=rounds), mesh, run_key, split, traced, state)
 
-    if not every or folder is None:
-        return Trajectory(start, jax.device_get(advance(start, setting.rounds)[1]))
     run = mx.checkpoint.run_segments(folder, key, advance, start, setting.rounds, every=every)
     return Trajectory(start, run[1])
 
@@ -217,7 +256,7 @@ def graph_of(model: nn.Module, split: Split) -> channels.Graph:
 def accuracy_on(
     model: nn.Module, test: mx.data.ClientData, mesh: jax.sharding.Mesh | None = None
 ) -> Callable[[Any], jax.Array]:
-    """`params -> [clients]`: the share of each participant's held-out examples told right."""
+    """`params -> [clients]`: the share of each one's examples told right."""
 
     def one(params: Any, client: mx.data.ClientData) -> tuple[tuple[()], jax.Array]:
         logits: Any = model.apply({"params": params}, client.examples.inputs)
@@ -248,14 +287,18 @@ def federation(
         attack=servers.measuring(attack, setting.graph, levels),
         # the mean of the mixed tensors themselves: what the shortcut must agree with
         aggregate=dataclasses.replace(mx.aggregation.mean, additive=not setting.mixed),
-        evaluate=accuracy_on(setting.model, split.test, mesh),
+        evaluate=lambda params: Accuracies(
+            *(
+                accuracy_on(setting.model, part, mesh)(params)
+                for part in (split.test, split.outsiders)
+            )
+        ),
         keep_updates=setting.keep_updates,
         keep_probe=True,
         mesh=mesh,
     )
 
 
-@functools.partial(jax.jit, static_argnames=("setting", "mesh"))
 def _train(
     setting: Setting,
     mesh: jax.sharding.Mesh,
@@ -266,3 +309,12 @@ def _train(
 ) -> tuple[mx.federation.FederationState, mx.federation.Record]:
     federated = federation(setting, mesh, split, traced)
     return mx.federation.run(key, federated, state, split.train, setting.rounds)
+
+
+# XLA's older emitters compile these programs of many small kernels in half the time, and the rounds
+# are as fast (watch, CPU)
+_train_whole = jax.jit(
+    _train,
+    static_argnames=("setting", "mesh"),
+    compiler_options={"xla_cpu_use_fusion_emitters": False},
+)

@@ -314,9 +314,20 @@ CALLS: dict[str, Call] = {
         mx.evaluation.balanced_accuracy,
         {"guesses": rows, "truth": rows, "values": whole(2), "active": active},
     ),
-    "evaluation.set_level": Call(
-        mx.evaluation.set_level,
-        {"guesses": rows, "truth": rows, "values": whole(2), "active": active},
+    "evaluation.histogram": Call(
+        mx.evaluation.histogram, {"truth": rows, "values": whole(2), "active": active}
+    ),
+    "evaluation.histogram_of_units": Call(
+        mx.evaluation.histogram_of_units,
+        {"unit_scores": ("scores", np.ones((4, 2, 2))), "active": active},
+    ),
+    "evaluation.overlap": Call(
+        mx.evaluation.overlap, {"estimate": ("rows", [0.5, 0.5]), "histogram": ("rows", [0.3, 0.7])}
+    ),
+    "evaluation.subcohorts": Call(
+        mx.evaluation.subcohorts,
+        {"seed": whole(3), "truth": rows, "values": whole(2), "size": whole(2),
+         "draws": whole(3)},
     ),
     "evaluation.unit_level": Call(
         mx.evaluation.unit_level,
@@ -367,11 +378,20 @@ CALLS: dict[str, Call] = {
         mx.evaluation.wilson,
         {"successes": whole(3), "trials": whole(9), "confidence": whole(0.9)},
     ),
-    "evaluation.bootstrap": Call(
-        lambda values, resamples, seed: mx.evaluation.bootstrap(
-            values, resamples=resamples, seed=seed
+    "evaluation.student": Call(
+        mx.evaluation.student, {"values": ("rows", [0.1, 0.5]), "confidence": whole(0.9)}
+    ),
+    "evaluation.superiority": Call(
+        lambda differences, negligible, level: mx.evaluation.superiority(
+            differences, negligible=negligible, level=level
         ),
-        {"values": ("rows", [0.1, 0.5]), "resamples": whole(9), "seed": whole(3)},
+        {"differences": ("rows", [0.1, 0.5]), "negligible": whole(0.1), "level": whole(0.1)},
+    ),
+    "evaluation.equivalence": Call(
+        lambda differences, margin, level: mx.evaluation.equivalence(
+            differences, margin, level=level
+        ),
+        {"differences": ("rows", [0.1, 0.5]), "margin": whole(0.1), "level": whole(0.1)},
     ),
     "cohort.run": Call(
         lambda key, params, data, local, chunk_size: mx.cohort.run(

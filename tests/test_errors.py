@@ -374,7 +374,7 @@ REFUSALS: dict[str, tuple[Callable[[], Any], str]] = {
         ),
         "all 4 are inactive",
     ),
-    "no runs": (lambda: mx.evaluation.bootstrap([]), r"each run; got an array of shape \(0,\)"),
+    "no runs": (lambda: mx.evaluation.student([]), r"each run; got an array of shape \(0,\)"),
     "scores of other records than members": (
         lambda: mx.evaluation.membership_auc([0.1, 0.2], [True, False, True]),
         r"scores, members and active .*got \(2,\), \(3,\)",

@@ -25,7 +25,7 @@ GIVES_NAN = {
     f"evaluation.{name}"
     for name in (
         "attribution", "balanced_accuracy", "unit_level", "auc", "permuted_attribution",
-        "purity", "chance_purity", "adjusted_rand_index",
+        "histogram", "histogram_of_units", "purity", "chance_purity", "adjusted_rand_index",
     )
 }  # fmt: skip
 

@@ -87,18 +87,3 @@ def test_one_level_is_the_attack_itself(make: Any, data: Any) -> None:
         knowledge.at_last(run.records.findings, 2), alone.records.findings, rtol=1e-4, atol=1e-6
     )
     np.testing.assert_allclose(run.records.loss, alone.records.loss, rtol=1e-6)
-
-
-@pytest.mark.parametrize("make", [sim.passive, remembering])
-def test_all_knowledge_alone_is_replayed_like_its_level(make: Any, data: Any) -> None:
-    cohort, rows = data
-    start, records = run = play(knowledge.by_level(make(rows), LEVELS), cohort)
-    keys, mix = jax.random.split(jax.random.key(2), ROUNDS), mx.mixing.full_round()
-    attack = make(rows)._replace(prepare=None)
-    every = mx.records.replay(keys, knowledge.by_level(attack, LEVELS), start, records, mix)[1]
-    last = mx.records.replay(keys, knowledge.by_level(attack, 1), *knowledge.last_level(*run), mix)[
-        1
-    ]
-    np.testing.assert_array_equal(every.truth.origins, last.truth.origins)
-    np.testing.assert_allclose(every.findings[:, :, -1:], last.findings, rtol=1e-5, atol=1e-6)
-    assert not np.allclose(every.findings[:, :, -1:], records.findings[:, :, -1:])

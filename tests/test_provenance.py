@@ -31,15 +31,15 @@ from experiments.conditions import Case
 
 NAN = math.nan
 CASES = [Case("none", "passive"), Case("noisy", "passive", (("clip_norm", 4.0), ("sigma", 0.1)))]
-DATA = {"planted": False}
+DATA = {"planted": False, "pool": 10}
 
 
 def row(case: Case, seed: int = 0, number: int = 1, **changes: Any) -> dict[str, Any]:
-    names = ("accuracy", "attribution", "attribution_accumulated", "balanced_accuracy", "auc")
     keys = {"seed": seed, **case.keys(), "round": number, "excluded": 0, "stepped": True}
-    numbers = dict.fromkeys((*names, "auc_accumulated", "set_level", "chance", "loss"), 0.5)
-    more = {"unit_level": {"conv": 0.5, "out": 0.5}, "participants": [0.4, 0.6]}
-    return keys | numbers | more | changes
+    numbers = dict.fromkeys((*results.FIGURES_OF_A_CASE, "loss"), 0.5)
+    units = {"conv": 0.5, "out": 0.5}
+    more = {"unit_level": units, "unit_accumulated": units, "participants": [0.4, 0.6]}
+    return keys | numbers | more | {"diverged": []} | changes
 
 
 def session(seconds: float = 1.0, **changes: Any) -> dict[str, Any]:
@@ -82,15 +82,17 @@ def test_resuming_reads_back_what_was_not_finite(tmp_path: Path) -> None:
 
 def test_table_page_and_figures_have_a_place_for_what_is_not_there(tmp_path: Path) -> None:
     gaps = {"accuracy": NAN, "attribution": NAN, "auc": NAN, "participants": [NAN, 0.5]}
+    units = {"conv": NAN, "out": NAN}
+    gaps |= {"unit_level": units, "unit_accumulated": units}
     rows = [row(CASES[0], seed) for seed in range(2)]
-    rows += [row(CASES[1], seed, **gaps, unit_level={"conv": NAN, "out": NAN}) for seed in (0, 1)]
+    rows += [row(CASES[1], seed, **gaps) for seed in (0, 1)]
     results.write_json(tmp_path / "summary.json", summary_of(rows))
     strictly((tmp_path / "summary.json").read_text())
     summary = results.read_summary(tmp_path / "summary.json")
     plain, noisy = report.table(summary).splitlines()[2:]
     assert "| 50.0 [50.0, 50.0] |" in plain
-    assert noisy.split(" | ")[2:4] == ["–", "–"]
-    assert evaluate.table(summary).row_count == 2
+    assert noisy.split(" | ")[2] == noisy.split(" | ")[4] == "–"
+    assert evaluate.table(summary).row_count == 3
     report.write(tmp_path / "page.md", [report.Entry("a", "A", tmp_path, None)], quick=False)
     assert "nan" not in (tmp_path / "page.md").read_text()
     assert {path.stem for path in figures.draw_all(rows, tmp_path)} >= {"utility", "frontier"}
@@ -107,6 +109,18 @@ def test_a_bound_that_is_infinite_is_shown_as_such(tmp_path: Path) -> None:
 def test_the_loss_of_a_round_is_of_those_who_are_there() -> None:
     losses = np.array([[1.0, 3.0], [NAN, 3.0], [NAN, NAN], [math.inf, 1.0]])
     np.testing.assert_equal(metrics._mean_of_known(losses), [2.0, 3.0, NAN, math.inf])
+
+
+def test_a_round_without_scores_has_no_figures_and_names_what_diverged() -> None:
+    scores = np.random.default_rng(0).normal(size=(3, 5, 6, 2))
+    truth = np.arange(6) % 2
+    whole = metrics._attack(scores, truth, 2, "")
+    scores[1, 2, 3, 0] = NAN
+    for name, column in metrics._attack(scores, truth, 2, "").items():
+        np.testing.assert_array_equal(column, np.where([0, 1, 0], NAN, whole[name]))
+    references = {"w": np.ones((3, 2, 2, 4)), "b": np.ones((3, 2, 2, 1))}
+    references["b"][2, 0, 1] = math.inf
+    assert metrics._not_finite(references, ("left", "right")) == [[], [], ["right"]]
 
 
 # training that diverged
@@ -129,6 +143,17 @@ def test_a_model_that_nothing_moves_is_an_error(stepped: list[bool], message: st
     results.check_trained(rows)
     rows += [row(CASES[1], 3, n, stepped=step) for n, step in enumerate(stepped, start=1)]
     with pytest.raises(mx.InputError, match=message):
+        results.check_trained(rows)
+
+
+def test_a_reference_that_diverged_is_an_error_that_names_it() -> None:
+    rows = [row(CASES[0], seed, number) for seed in (0, 3) for number in (1, 2)]
+    results.check_trained(rows)
+    rows[3]["diverged"] = ["left", "right"]
+    with pytest.raises(
+        mx.InputError,
+        match=r"seed 3, defence plain FL, attack passive: in round 2 that for left and right div",
+    ):
         results.check_trained(rows)
 
 
@@ -362,7 +387,7 @@ def page(out: Path, problem: str | None = None) -> str:
 def test_what_was_planted_is_not_finished_for_real_data_and_stays_marked(
     tmp_path: Path, calls: list[list[str]], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    out = finished(tmp_path / "out", {"planted": True})
+    out = finished(tmp_path / "out", {"planted": True, "pool": 4})
     assert reproduce.run(SETTING, None, out, True) is None
     assert not calls
     for folder in (real(tmp_path / "real"), tmp_path / "nowhere", None):
@@ -380,7 +405,7 @@ def test_what_was_real_is_finished_for_the_same_data_alone(
 ) -> None:
     folder = real(tmp_path / "real")
     load = tasks.TASKS["motionsense"].load
-    data = provenance.of_data(load(folder, 0, 0), folder)
+    data = provenance.of_data(load(folder, 0, 0, 0), folder)
     out = finished(tmp_path / "out", data)
     assert reproduce.run(SETTING, folder, out, False) is None
     assert reproduce.run(SETTING, None, out, False) is None
@@ -402,7 +427,7 @@ def test_results_that_do_not_tell_their_data_are_not_shown(
     assert reproduce.run(SETTING, None, out, False)
     assert len(calls) == 1
     text = page(out)
-    assert "Not shown: the results there are don't say whether their data is real" in text
+    assert "Not shown: the results there are of an earlier program" in text
     assert "toy, 1 seeds" not in text
 
 
@@ -417,6 +442,21 @@ def test_tables_say_that_data_is_planted(is_planted: bool) -> None:
 def test_the_page_says_that_the_seeds_undo_the_mixing(tmp_path: Path) -> None:
     text = " ".join(page(finished(tmp_path / "out", DATA)).split())
     assert "whoever has the file and the program can undo the mixing" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "pool", "says"),
+    [
+        ("watch", 10, "which 7 of 10 people take part (at most 120 ways)"),
+        ("cifar10", 24, "deals images anew to 24 participants, of whom the server knows 4"),
+    ],
+)
+def test_the_page_says_what_its_intervals_cover(name: str, pool: int, says: str) -> None:
+    config = evaluate.Config(dataset=name)
+    options = results.config_dict(config, tasks.resolve(config))
+    data = DATA | {"pool": pool}
+    summary = results.summarize([row(CASES[0])], options, data, {"conv": 9}, [session()])
+    assert says in report.section(report.Entry("a", "A", Path("nowhere"), None), summary, Path())
 
 
 # all sessions

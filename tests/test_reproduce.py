@@ -1,14 +1,15 @@
 """Every published configuration at toy size, on planted data where the real set is not there."""
 
-import json
 import tomllib
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
-from experiments import planted, report, reproduce, tasks
+import mixjax as mx
+from experiments import claims, evaluate, planted, report, reproduce, results, tasks
 
 FILES = sorted(reproduce.CONFIGS.glob("*.toml"))
 TOY = {
@@ -55,9 +56,9 @@ def test_every_configuration_runs_and_has_its_section(
     assert f"## {title}" in text
     assert ("**Planted data**" in text) == (synthetic or folder is not None)
     assert "## Another set\n\nNot run: no data" in text
-    summary = json.loads((out / "summary.json").read_text())
+    summary = results.read_summary(out / "summary.json")
     plain = summary["results"][0]
-    assert f"{100 * plain['accuracy']['mean']:.1f} [" in text
+    assert f"| {100 * plain['accuracy']['mean']:.1f} |" in text
     for unit, count in summary["parameters"].items():
         assert f"| {unit} | {count:,} |" in text
     rows = report.table(summary).splitlines()
@@ -71,39 +72,86 @@ def test_the_planted_faces_suffice_for_their_configuration(tmp_path: Path) -> No
     setting = tomllib.loads((reproduce.CONFIGS / "lfw.toml").read_text())
     task, clients = tasks.TASKS["lfw"], setting["participants"]
     folder = reproduce.PLANTED["lfw"](tmp_path)
-    data = task.load(folder, clients + task.auxiliary, setting["per_client"])
+    data = task.load(folder, clients + task.auxiliary, setting["per_client"], 0)
     np.testing.assert_array_equal(data.train.counts, setting["per_client"])
     assert len(data.train.counts) == clients + task.auxiliary
 
 
-def entry_of(mean: float, width: float = 0.01) -> dict[str, float]:
-    return {"mean": mean, "low": mean - width, "high": mean + width, "n": 3}
+def test_seeds_deal_other_images_and_resuming_deals_the_same(tmp_path: Path) -> None:
+    config = evaluate.Config(dataset="lfw", participants=4, per_client=20)
+    task = tasks.resolve(config)
+    folder = reproduce.PLANTED["lfw"](tmp_path)
+    first, second, again = (tasks.load(config, task, folder, seed=seed) for seed in (0, 1, 1))
+    assert not np.array_equal(first.train.examples.inputs, second.train.examples.inputs)
+    for one, other in zip(jax.tree.leaves(second), jax.tree.leaves(again), strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
-@pytest.mark.parametrize(("attack", "gap", "verdicts"), [(0.5, 0.0, "yes"), (0.95, 0.1, "**no**")])
-def test_claims_follow_from_the_intervals(attack: float, gap: float, verdicts: str) -> None:
-    def case(defence: str, **found: Any) -> dict[str, Any]:
-        keys = {"defence": defence, "attack": "passive", "parameters": {}}
-        return keys | {"accuracy": entry_of(0.8)} | found
+def test_real_sets_have_ten_seeds_or_more() -> None:
+    for file in FILES:
+        setting = tomllib.loads(file.read_text())
+        assert setting.get("planted") or setting["seeds"] >= 10
 
-    summary = {
-        "chance": 0.5,
-        "results": [
-            case("none", attribution_accumulated=entry_of(0.95)),
-            case(
-                "mixnn",
-                attribution_accumulated=entry_of(attack),
-                accuracy_minus_none=entry_of(gap),
-            ),
-        ],
-    }
-    entry = report.Entry("toy", "Toy", Path(), None)
-    lines = report.claims([(entry, summary)]).splitlines()
-    found = {
-        line.split(" | ")[0][2:]: line.split(" | ")[-1].rstrip(" |")
-        for line in lines[3:]
-        if line[:2] == "| "
-    }
-    assert found["Mixing keeps the utility of classic federated learning"] == verdicts
-    assert found["MixNN significantly limits the inference, passive"] == verdicts
-    assert found["∇Sim infers the attribute, passive"] == "yes"
+
+def summary_of(
+    rng: np.random.Generator, means: dict[str, tuple[float, float]], seeds: int
+) -> dict[str, Any]:
+    """Entries of defences with a mean accuracy and attack."""
+
+    def entry(defence: str, accuracy: float, attack: float) -> dict[str, Any]:
+        drawn = {
+            "accuracy": (accuracy + rng.normal(0, 0.003, seeds)).tolist(),
+            "attribution_accumulated": (attack + rng.normal(0, 0.003, seeds)).tolist(),
+            "chance": [0.5] * seeds,
+        }
+        intervals = {name: mx.evaluation.student(drawn[name])._asdict() for name in drawn}
+        return {
+            "defence": defence,
+            "attack": "passive",
+            "parameters": {"sigma": 0.1, "clip_norm": 1.0} if defence == "noisy" else {},
+            "by_seed": drawn,
+            "aggregate_difference": 3e-7,
+            "aggregate_exact": True,
+            **intervals,
+        }
+
+    return {"results": [entry(name, *pair) for name, pair in means.items()]}
+
+
+def verdicts(means: dict[str, tuple[float, float]], seeds: int = 10) -> dict[str, str]:
+    summary = summary_of(np.random.default_rng(0), means, seeds)
+    lines = claims.table(claims.claims("toy", summary)).splitlines()[2:]
+    return {line.split(" | ")[0][2:]: line.split(" | ")[-1].rstrip(" |") for line in lines}
+
+
+SAME = "Mixing keeps the utility of classic federated learning, within 1 point"
+LESS = "MixNN significantly limits the inference, passive"
+THAN = "MixNN limits the inference more than an anonymous shuffle, passive"
+MORE = "MixNN limits the inference more than noise does, at no lower utility"
+COST = "Noise damages utility"
+FOUND = "∇Sim infers the attribute, passive"
+
+
+def test_claims_follow_from_paired_tests_and_a_wide_interval_helps_none() -> None:
+    good = {"none": (0.8, 0.95), "shuffle": (0.8, 0.5), "mixnn": (0.8, 0.5), "noisy": (0.7, 0.9)}
+    shown = {SAME: "yes", LESS: "yes", THAN: "**no**", MORE: "yes", COST: "yes", FOUND: "yes"}
+    assert verdicts(good) == shown
+    bad = {"none": (0.8, 0.5), "shuffle": (0.8, 0.5), "mixnn": (0.7, 0.6), "noisy": (0.8, 0.5)}
+    assert set(verdicts(bad).values()) == {"**no**"}
+    # two seeds that differ by tenths of a point decide nothing about a point
+    assert verdicts(good, seeds=1) == dict.fromkeys(shown, "undecided")
+    near = good | {"mixnn": (0.792, 0.5)}
+    assert verdicts(near, seeds=3)[SAME] == "undecided"
+    worse = good | {"mixnn": (0.6, 0.5)}
+    assert verdicts(worse)[MORE] == "**no**"
+
+
+def test_the_identity_stands_beside_the_reversed_sum() -> None:
+    means = {"none": (0.8, 0.9), "mixnn": (0.8, 0.5), "reversed": (0.78, 0.9)}
+    row = claims.identity("toy", summary_of(np.random.default_rng(0), means, 10))
+    assert row is not None
+    cells = row.strip("| ").split(" | ")
+    assert cells[:3] == ["toy", "3.0e-07", "yes"]
+    assert len(cells) == claims.IDENTITY.splitlines()[0].count("|") - 1
+    assert cells[5].startswith(("-1.", "-2."))
+    assert float(cells[6]) > 2

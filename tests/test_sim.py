@@ -338,3 +338,22 @@ def test_an_attacks_findings_are_the_scores_of_what_it_measured() -> None:
             observation = mx.observation.Observation(jnp.ones(4, bool), measured, None)
             found = attack.observe(jax.random.key(0), probe, observation)
             close(found, scores_jit(updates, directions))
+
+
+def test_a_direction_that_is_not_finite_gives_scores_that_no_guess_is_made_of() -> None:
+    updates = {"a": {"w": jnp.ones((3, 2))}, "b": {"w": jnp.ones((3, 4))}}
+    directions = {
+        "a": {"w": jnp.ones((2, 2)).at[1, 0].set(jnp.nan)},
+        "b": {"w": jnp.ones((2, 4)).at[0].set(0)},
+    }
+    scores = np.asarray(mx.attacks.sim.scores(updates, directions))
+    assert np.isfinite(scores[:, 0]).all()
+    assert np.isnan(scores[:, 1]).all()
+    with pytest.raises(mx.InputError, match="none of them NaN"):
+        mx.evaluation.guesses(scores)
+    units = mx.units.partition(jax.tree.map(lambda leaf: leaf[0], updates))
+    terms = mx.attacks.sim.statistics(updates, directions, units)
+    unit = np.asarray(mx.attacks.sim.unit_cosine(terms))
+    # a unit of length zero has a cosine of zero, and only the broken one has none
+    np.testing.assert_array_equal(np.isnan(unit[0]), [[False, True], [False, False]])
+    np.testing.assert_array_equal(unit[:, 1, 0], 0)

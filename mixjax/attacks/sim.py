@@ -89,8 +89,9 @@ def scores(updates: Updates, directions: Directions) -> Float[Array, "clients at
         `directions`.
 
     Returns:
-      `S[slot, attribute]`; zero where either vector is zero. The guess is the argmax over
-      attributes. Sum over rounds to accumulate.
+      `S[slot, attribute]`; zero where either vector is zero, NaN where either is not finite, as
+      the direction of a reference training that diverged: `evaluation.guesses` refuses it. The
+      guess is the argmax over attributes. Sum over rounds to accumulate.
     """
     _axes.check_client_axis(directions, "directions", axis="attributes")
     whole = units_lib.partition(jax.tree.map(lambda leaf: leaf[0], directions), "model")
@@ -118,7 +119,8 @@ def unit_cosine(statistics: Statistics) -> Float[Array, "clients units attribute
 def _ratio(dots: Array, squares: Array, direction_squares: Array) -> Array:
     squares = jnp.broadcast_to(squares, dots.shape)
     direction_squares = jnp.broadcast_to(direction_squares, dots.shape)
-    usable = (squares > 0) & (direction_squares > 0)
+    # a NaN is not taken for a zero: the guess of whoever's score it is would be value 0
+    usable = (squares != 0) & (direction_squares != 0)
     # the root's gradient at zero is infinite: keep zeros out of it, not only out of the result
     lengths = jnp.sqrt(jnp.where(usable, squares, 1)) * jnp.sqrt(
         jnp.where(usable, direction_squares, 1)

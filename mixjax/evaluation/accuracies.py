@@ -1,4 +1,4 @@
-"""How often guesses are right, by the three questions one can ask."""
+"""How often guesses are right, of people and of single units."""
 
 import functools
 
@@ -53,21 +53,6 @@ def balanced_accuracy(
     guesses, truth, active = _aligned_by_value(guesses, truth, values, active)
     recalls = [share(guesses == value, active & (truth == value)) for value in range(values)]
     return mean_over_present(recalls)
-
-
-def set_level(
-    guesses: Values, truth: Values, values: int, active: Values | None = None
-) -> np.ndarray:
-    """Overlap of the histogram of guesses with that of the cohort: sum_a min(g_a, n_a) / C."""
-    guesses, truth, active = _aligned_by_value(guesses, truth, values, active)
-    overlap = sum(
-        np.minimum(
-            np.sum((guesses == value) & active, axis=-1),
-            np.sum((truth == value) & active, axis=-1),
-        )
-        for value in range(values)
-    )
-    return np.asarray(overlap / np.maximum(np.sum(active, axis=-1), 1))
 
 
 def unit_level(

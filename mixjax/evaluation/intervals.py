@@ -34,44 +34,40 @@ def wilson(successes: int, trials: int, confidence: float = 0.95) -> tuple[float
     return float(interval.low), float(interval.high)
 
 
-def bootstrap(values: Values, *, resamples: int = 2000, seed: int = 0) -> Interval:
-    """Mean over runs with the 95 % percentile bootstrap interval of Efron 1979.
-
-    A NaN among the values makes all of it NaN.
-
-    >>> bootstrap([0.5, 0.5, 0.5])
-    Interval(mean=0.5, low=0.5, high=0.5, n=3)
-    """
-    _validate.check_positive(resamples, "resamples", integer=True)
-    _validate.check_seed(seed)
-    values = _of_runs(values)
-    rng = np.random.default_rng(seed)
-    means = rng.choice(values, (resamples, values.size)).mean(axis=1)
-    low, high = np.quantile(means, [0.025, 0.975])
-    return Interval(float(values.mean()), float(low), float(high), int(values.size))
-
-
-def student(values: Values, confidence: float = 0.95) -> Interval:
+def student(
+    values: Values, confidence: float = 0.95, *, within: tuple[float, float] | None = None
+) -> Interval:
     """Mean over runs with Student's interval, which holds for few runs (Student 1908, by SciPy).
 
     Exact for normal values; a NaN among them makes all of it NaN, and so does a single run of its
-    bounds.
+    bounds. Equal values have an interval of no width: runs agree, which is no proof of the mean.
 
     >>> mean, low, high, n = student([0.4, 0.5, 0.6])
     >>> round(low, 3), round(high, 3)
     (0.252, 0.748)
+
+    Args:
+      values: one for each run.
+      confidence: how often the interval covers the mean.
+      within: the range that a mean can't leave, (0, 1) for shares. Ends beyond it are cut, at no
+        cost of coverage.
     """
     _validate.check_fraction(confidence, "confidence", 1.0)
-    values = _of_runs(values)
+    values = of_runs(values)
     mean, n = float(values.mean()), int(values.size)
     if n < 2:
         return Interval(mean, float("nan"), float("nan"), n)
     error = values.std(ddof=1) / np.sqrt(n)
     half = float(scipy.stats.t.ppf((1 + confidence) / 2, n - 1) * error)
-    return Interval(mean, mean - half, mean + half, n)
+    low, high = mean - half, mean + half
+    if within is not None:
+        # a mean of values at the edge may pass it by rounding
+        low, high = min(max(low, within[0]), mean), max(min(high, within[1]), mean)
+    return Interval(mean, low, high, n)
 
 
-def _of_runs(values: Values) -> np.ndarray:
+def of_runs(values: Values) -> np.ndarray:
+    """One number for each run, as doubles; refuses none, and infinite ones."""
     values = _validate.host_array(values, "values").astype(np.float64)
     if values.ndim != 1 or not values.size or np.isinf(values).any():
         raise _validate.InputError(

@@ -31,10 +31,7 @@ def auc(scores: Values, truth: Values, active: Values | None = None) -> np.ndarr
         margin = scores[..., 1] - scores[..., 0]
         scores = np.stack([-margin, margin], axis=-1)
     _, truth, active = aligned(np.zeros(scores.shape[:-1], int), truth, active)
-    areas = [
-        _members_against_others(_area, scores[..., value], truth == value, active)
-        for value in range(values)
-    ]
+    areas = [_areas(scores[..., value], truth == value, active) for value in range(values)]
     return mean_over_present(areas)
 
 
@@ -49,7 +46,8 @@ def membership_auc(scores: Values, members: Values, active: Values | None = None
     Returns:
       `[...]`; 0.5 is chance, ties count half. NaN without members or others, or for NaN scores.
     """
-    return _members_against_others(_area, scores, members, active)
+    scores, members, active = _aligned(scores, members, active)
+    return _areas(scores, members, active)
 
 
 def true_positive_rate(
@@ -80,10 +78,15 @@ def true_positive_rate(
     return _members_against_others(rate, scores, members, active)
 
 
-def _area(own: np.ndarray, other: np.ndarray) -> float:
-    ranks = scipy.stats.rankdata(np.concatenate([own, other]))[: own.size]
-    wins = np.sum(ranks) - own.size * (own.size + 1) / 2
-    return wins / (own.size * other.size)
+def _areas(scores: np.ndarray, members: np.ndarray, active: np.ndarray) -> np.ndarray:
+    """Areas under the ROC curves of all runs at once, from the members' ranks."""
+    own, others = (np.sum(active & which, axis=-1) for which in (members, ~members))
+    # what is inactive ranks last: ranks, unlike scores, are never infinite, and can't tie with it
+    ranks = scipy.stats.rankdata(np.where(active, scores, 0), axis=-1)
+    ranks = scipy.stats.rankdata(np.where(active, ranks, np.inf), axis=-1)
+    wins = np.sum(np.where(active & members, ranks, 0), axis=-1) - own * (own + 1) / 2
+    defined = (own > 0) & (others > 0) & ~np.any(active & np.isnan(scores), axis=-1)
+    return np.where(defined, wins / np.maximum(own * others, 1), np.nan)
 
 
 def _members_against_others(
@@ -92,13 +95,19 @@ def _members_against_others(
     members: Values,
     active: Values | None,
 ) -> np.ndarray:
-    scores, members, active = aligned(
-        scores, members, active, ("scores", "members"), ("iuf", "biu")
-    )
-    scores = scores.astype(np.float64)
+    scores, members, active = _aligned(scores, members, active)
     result = np.full(scores.shape[:-1], np.nan)
     for run in np.ndindex(result.shape):
-        values, used = scores[run][active[run]], members[run][active[run]].astype(bool)
+        values, used = scores[run][active[run]], members[run][active[run]]
         if used.any() and not used.all() and not np.isnan(values).any():
             result[run] = metric(values[used], values[~used])
     return result
+
+
+def _aligned(
+    scores: Values, members: Values, active: Values | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    scores, members, active = aligned(
+        scores, members, active, ("scores", "members"), ("iuf", "biu")
+    )
+    return scores.astype(np.float64), members.astype(bool), active

@@ -1,0 +1,119 @@
+"""The options of the commands, which are read before anything that takes seconds to import."""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+DatasetName = Literal[
+    "watch", "vowels", "cifar10", "fashion_mnist", "motionsense", "mobiact", "lfw"
+]
+"""The rows of `tasks.TASKS`."""
+DefenceName = Literal[
+    "none", "reversed", "noisy", "top_k", "shuffle", "mixnn", "mixnn_proxy", "mixnn_noisy"
+]
+"""The rows of `conditions.DEFENCES`."""
+AttackName = Literal["passive", "adaptive", "active"]
+"""The rows of `conditions.ATTACKS`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What every command that trains on a dataset asks."""
+
+    dataset: DatasetName = "watch"
+    """Which data to run on."""
+    data_dir: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """The folder with the dataset's files, or of TensorFlow Datasets."""
+    participants: int = 20
+    """Who takes part, where participants are dealt from a pool of images."""
+    per_client: int = 500
+    """Training examples of each, where participants are dealt from a pool of images."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluate(Options):
+    """Evaluate utility and ∇Sim under plain FL, noise, the shuffle control and MixNN."""
+
+    defences: tuple[DefenceName, ...] = (
+        "none",
+        "reversed",
+        "noisy",
+        "shuffle",
+        "mixnn",
+        "mixnn_proxy",
+        "mixnn_noisy",
+    )
+    """What stands between the clients and the server."""
+    attacks: tuple[AttackName, ...] = ("passive", "adaptive", "active")
+    """What the server does."""
+    rounds: int = 20
+    """Rounds of federated learning."""
+    seeds: int = 5
+    """Repetitions, each with its own people, or images dealt to them, first model and mixings. The
+    published results have more."""
+    list_size: int = 5
+    """Entries in each list of the proxy."""
+    kept: tuple[float, ...] = (0.1, 0.01)
+    """Shares of an update that top-k compression keeps."""
+    noise: tuple[float, ...] | None = None
+    """Standard deviations of the noisy gradient; the dataset's by default, as all below."""
+    clip_norm: float | None = None
+    """Bound on the norm of an update before noise is added."""
+    auxiliary: int | None = None
+    """How many people the server has auxiliary data of."""
+    epochs: int | None = None
+    """Local epochs a round."""
+    batch_size: int | None = None
+    """Examples a local step."""
+    learning_rate: float | None = None
+    """Of local SGD."""
+    momentum: float = 0.9
+    """Of local SGD."""
+    out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """Where to write; results/DATASET by default."""
+    resume: bool = False
+    """Continue a run that was stopped, with the same options."""
+    overwrite: bool = False
+    """Remove results that are there, and start afresh."""
+    checkpoint_every: int = 0
+    """Rounds between checkpoints inside a trajectory; 0 saves whole trajectories only."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Membership(Options):
+    """Evaluate the gradient-cosine membership score behind each defence."""
+
+    rounds: int = 5
+    """Rounds before the one that is looked at."""
+    seeds: int = 5
+    """Repetitions, each with its own people as participants."""
+    records: int = 50
+    """Candidates of each participant: at most so many members, and as many others."""
+    defences: tuple[DefenceName, ...] = ("none", "mixnn", "top_k", "noisy")
+    """What stands between the clients and the server."""
+    kept: tuple[float, ...] = (0.1, 0.01)
+    """Shares of an update that top-k compression keeps."""
+    noise: tuple[float, ...] | None = None
+    """Standard deviations of the noisy gradient; the dataset's largest by default."""
+    out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """Where to write; results/membership_DATASET by default."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Reproduce:
+    """Run the published configurations and write the page of results."""
+
+    only: tuple[str, ...] = ()
+    """Names of configurations; all by default."""
+    quick: bool = False
+    """Toy sizes, to see that everything runs."""
+    data: Annotated[dict[str, Path], tyro.conf.arg(metavar="DATASET DIR")] = dataclasses.field(
+        default_factory=dict
+    )
+    """Folders of data sets: --data cifar10 DIR motionsense DIR."""
+    out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("results")
+    """Where runs are kept."""
+    page: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """The page; docs/results.md by default, with --quick OUT/quick/results.md."""

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import tyro
 
 DatasetName = Literal[
-    "watch", "vowels", "cifar10", "fashion_mnist", "motionsense", "mobiact", "lfw"
+    "watch", "vowels", "cifar10", "fashion_mnist", "motionsense", "mobiact", "lfw", "verb_agg"
 ]
 """The rows of `tasks.TASKS`."""
 DefenceName = Literal[

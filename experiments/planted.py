@@ -338,6 +338,31 @@ def encoded(pixels: np.ndarray, form: str = "PNG") -> io.BytesIO:
     return file
 
 
+def verb_agg(folder: Path, *, people: int = 12, signal: float = 1.0, seed: int = 0) -> Path:
+    """A table of verbal aggression, as `write.csv` writes lme4's; men and women in turn."""
+    rng = np.random.default_rng(seed)
+    mark(folder)
+    names = ["", "Anger", "Gender", "item", "resp", "id", "btype", "situ", "mode", "r2"]
+    lines = [",".join(f'"{name}"' for name in names)]
+    letters, angers = ["MF"[person % 2] for person in range(people)], rng.integers(11, 40, people)
+    for mode in ("Want", "Do"):
+        for story in (1, 2, 3, 4):
+            for behaviour in ("Curse", "Scold", "Shout"):
+                item = f"S{story}{mode}{behaviour}"
+                design = [behaviour.lower(), "self" if story > 2 else "other", mode.lower()]
+                for person, (letter, anger) in enumerate(zip(letters, angers, strict=True)):
+                    # men would do so more often
+                    tilt = signal * (0.35 if letter == "M" and mode == "Do" else 0)
+                    answer = rng.choice(["no", "perhaps", "yes"], p=[0.5 - tilt, 0.3, 0.2 + tilt])
+                    cells = [letter, "S4wantCurse" if item == "S4WantCurse" else item, str(answer)]
+                    rest = [*design, "N" if answer == "no" else "Y"]
+                    quoted = [[f'"{cell}"' for cell in part] for part in (cells, rest)]
+                    own = [f'"{len(lines)}"', str(anger), *quoted[0], str(person + 1), *quoted[1]]
+                    lines.append(",".join(own))
+    (folder / "VerbAgg.csv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
 def prepare(
     folder: Path,
     name: str,

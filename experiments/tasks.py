@@ -166,6 +166,16 @@ TASKS = {
         noise=(0.02, 0.1, 0.3),
         clip_norm=4.0,
     ),
+    "verb_agg": Task(
+        load=_of_people("verb_agg", mx.datasets.verb_agg),
+        model=_features,
+        auxiliary=16,
+        epochs=2,
+        batch_size=6,
+        learning_rate=0.05,
+        noise=(0.02, 0.1, 0.3),
+        clip_norm=2.0,
+    ),
     "lfw": Task(
         load=_dealt(mx.datasets.lfw),
         dealt=True,

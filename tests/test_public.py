@@ -69,6 +69,7 @@ DEFINED = {
     "datasets.lfw": "Face lfw read_attributes",
     "datasets.mobiact": "Person Trial find_trials mobiact read_people read_recording with_all",
     "datasets.motionsense": "Person Trial find_trials motionsense read_people read_recording",
+    "datasets.verb_agg": "Person read_people verb_agg",
     "datasets.vowels": "vowels",
     "datasets.watch": "watch",
     "defences": "Defence Perturb clipped compose mixnn noisy_gradient none "

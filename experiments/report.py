@@ -1,18 +1,16 @@
-"""The page of results: tables, figures and claims, all read from finished runs."""
+"""The pages of results and of planted data: tables, figures and claims, all read from records."""
 
 import math
-import shutil
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments import claims
+from experiments import claims, records
 from experiments.results import (
     DELTA,
     by_entry,
     chance_of_slots,
     percent,
-    read_summary,
     warnings,
     write_text,
 )
@@ -29,52 +27,89 @@ FIGURES = {
     "neighbours": "Left: other updates within a radius. Right: updates nearest to their "
     "owner's update of the round before.",
 }
+PLANTED = "planted.md"
 
 
 class Entry(NamedTuple):
     """One configuration.
 
     Attributes:
-      name: of its file.
+      name: of its file, and of its records' folder.
       title: of its section.
-      folder: its results, if it has run.
-      problem: why it was not run.
+      config: the options it has now; see `results.config_dict`.
     """
 
     name: str
     title: str
-    folder: Path
-    problem: str | None
+    config: dict[str, Any]
 
 
-def write(page: Path, entries: Iterable[Entry], *, quick: bool) -> None:
-    """Write the page, with copies of the figures beside it."""
-    figures = page.parent / "results"
-    figures.mkdir(parents=True, exist_ok=True)
+def write(page: Path, entries: Sequence[Entry], *, quick: bool) -> None:
+    """Write the page, and beside it that of planted data, from the records beside them."""
+    page.parent.mkdir(parents=True, exist_ok=True)
+    write_text(page, text(page, entries, quick=quick))
+    write_text(page.with_name(PLANTED), planted_text(page, entries))
+
+
+def text(page: Path, entries: Sequence[Entry], *, quick: bool = False) -> str:
+    """The page of results.
+
+    Args:
+      page: where it is, or will be: records and figures lie beside it.
+      entries: all configurations.
+      quick: whether to say that sizes are those of toys.
+    """
+    finished, others = [], []
+    for entry in entries:
+        summary = records.summary(records.beside(page) / entry.name)
+        if summary is None:
+            others.append(f"* {entry.title}: not run.")
+        elif not records.complete(summary):
+            others.append(
+                f"* {entry.title}: not shown. The records are of an earlier program, and don't say "
+                "all that the page does, such as whether data is real. Run it again."
+            )
+        elif summary["data"]["planted"]:
+            others.append(f"* {entry.title}: run on [planted data]({PLANTED}) alone.")
+        else:
+            finished.append((entry, summary))
     parts = [INTRODUCTION]
     if quick:
         parts.append("**Toy sizes: this page shows that everything runs, and nothing else.**")
-    finished = []
+    parts.append(judged(finished))
+    for entry, summary in finished:
+        parts += [section(entry, summary), *shown_figures(page, entry.name)]
+    if others:
+        parts += [OTHERS, "\n".join(others)]
+    return "\n\n".join(parts) + "\n"
+
+
+def planted_text(page: Path, entries: Sequence[Entry]) -> str:
+    """The page of planted data: tables alone.
+
+    Args:
+      page: that of results.
+      entries: all configurations.
+    """
+    parts = [PLANTED_INTRODUCTION]
     for entry in entries:
-        summary = recorded(entry.folder)
-        if summary is None:
-            parts.append(f"## {entry.title}\n\nNot run: {entry.problem or 'not asked for'}")
-        elif "pool" not in summary.get("data", {}):
-            parts.append(
-                f"## {entry.title}\n\nNot shown: the results there are of an earlier program, and "
-                "don't say all that the page does, such as whether data is real. Run them again."
-            )
-        else:
-            finished.append((entry, summary))
-    parts.insert(1, judged([pair for pair in finished if not pair[1]["data"]["planted"]]))
-    parts += [section(entry, summary, figures) for entry, summary in finished]
-    write_text(page, "\n\n".join(parts) + "\n")
+        summary = records.summary(records.beside(page) / entry.name)
+        if summary is not None and records.complete(summary) and summary["data"]["planted"]:
+            parts.append(section(entry, summary))
+    return "\n\n".join(parts) + "\n"
 
 
-def recorded(folder: Path) -> dict[str, Any] | None:
-    """The summary of a finished run; None without one."""
-    path = folder / "summary.json"
-    return read_summary(path) if path.is_file() else None
+OTHERS = """## Not shown here
+
+A set needs its data: `python -m experiments.reproduce --only NAME --data NAME DIR`."""
+
+PLANTED_INTRODUCTION = """# Planted data: no results
+
+These tables show that loaders, training and attacks run from end to end, and nothing else. Their
+data are synthetic fixtures in the true formats of sets that are not here, whose attribute is put in
+for the attack to find: no figure says anything about the real set. On your copy of a set run
+`python -m experiments.reproduce --data NAME DIR`, and its figures move to [results](results.md),
+which says what the columns are."""
 
 
 INTRODUCTION = """# Results
@@ -103,7 +138,9 @@ seeds differ in, and intervals cover, stands with each set.
 
 Each row of a run's `rounds.jsonl` holds the seed that everything random follows from, the
 permutations of every mixing too: whoever has the file and the program can undo the mixing. Don't
-publish it where real people's updates could be seen."""
+publish it where real people's updates could be seen. Those of this page are published, compressed,
+with the summaries, in `results/records`: all people in them are of public sets. Tables, claims and
+verdicts are computed from these files, and a test computes them again."""
 
 TESTS = f"""Tests are paired, seed by seed, at a level of {100 * claims.LEVEL:.0f} % each, not
 corrected for their number. *The same* is an equivalence within {100 * claims.SAME:.0f} point (two
@@ -134,8 +171,8 @@ which training enlarges: beside it stands plain FL with its clients summed in re
 Accuracies in points, after the last round."""
 
 
-def section(entry: Entry, summary: dict[str, Any], figures: Path) -> str:
-    """Conditions, table, layers and figures of one run."""
+def section(entry: Entry, summary: dict[str, Any]) -> str:
+    """Conditions, table and layers of one run."""
     config, environment = summary["config"], summary["environment"]
     conditions = (
         f"{config['rounds']} rounds, {config['seeds']} seeds, {config['epochs']} local epochs, "
@@ -146,29 +183,29 @@ def section(entry: Entry, summary: dict[str, Any], figures: Path) -> str:
         f"{environment['devices']} {environment['device']} devices on {environment['cpus']} cores."
     )
     parts = [f"## {entry.title}"]
-    if entry.problem:
-        parts.append(f"**Of an earlier run**: the last was refused. {entry.problem}")
-    if summary["data"]["planted"]:
+    if config != entry.config:
+        names = sorted({*config, *entry.config})
+        changed = [name for name in names if config.get(name) != entry.config.get(name)]
         parts.append(
-            "**Planted data**: a synthetic fixture in the set's true format, whose attribute "
-            "signal is put in. It shows that loader, training and attack run end to end, and "
-            "says nothing about the real set. Run it on your copy with `--data`."
+            f"**Of an earlier run**: its configuration has changed since, in {', '.join(changed)}."
         )
+    if summary["data"]["planted"]:
+        parts.append("**Planted data.**")
     excluded = warnings(summary)
     if excluded:
         parts.append("**Broken updates**: " + " ".join(excluded))
     parts += [conditions, covered(summary), table(summary), layers(summary), COMMENT]
-    shown = []
-    for figure, caption in FIGURES.items():
-        source = entry.folder / f"{figure}.png"
-        if source.is_file():
-            stem = f"{entry.name}_{figure}"
-            for kind in ("png", "svg"):
-                shutil.copyfile(source.with_suffix(f".{kind}"), figures / f"{stem}.{kind}")
-            shown.append(
-                f"![{caption}](results/{stem}.png)\n\n*{caption}* ([SVG](results/{stem}.svg))"
-            )
-    return "\n\n".join(parts + shown)
+    return "\n\n".join(part for part in parts if part)
+
+
+def shown_figures(page: Path, name: str) -> list[str]:
+    """A paragraph for each picture of a run that lies beside the page."""
+    return [
+        f"![{caption}](results/{name}_{figure}.png)\n\n*{caption}* "
+        f"([SVG](results/{name}_{figure}.svg))"
+        for figure, caption in FIGURES.items()
+        if (page.parent / "results" / f"{name}_{figure}.svg").is_file()
+    ]
 
 
 COMMENT = """What a single layer tells of its owner no permutation changes: the columns differ only

@@ -1,8 +1,9 @@
 """All published numbers, a configuration each, and the page that shows them.
 
 `python -m experiments.reproduce` runs every file of `experiments/configs` through
-`experiments.evaluate`, continues what was stopped, leaves alone what is finished, and writes
-`docs/results.md`. A set whose data is not there is listed as not run.
+`experiments.evaluate`, continues what was stopped, and leaves alone what is finished or published.
+It writes `docs/results.md`, of planted data `docs/planted.md`, and beside them the records that
+both are made from. A set whose data is not there is listed as not run.
 """
 
 from experiments import cli
@@ -18,12 +19,12 @@ import sys
 import tempfile
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import rich.console
 
 import mixjax as mx
-from experiments import evaluate, planted, provenance, report, results, tasks
+from experiments import evaluate, planted, provenance, records, report, results, tasks
 
 CONFIGS = Path(__file__).parent / "configs"
 PLANTED = {
@@ -34,71 +35,121 @@ PLANTED = {
 
 
 def main(config: Config) -> None:
-    """Run what is asked for, then write the page of all runs there are.
+    """Run what is asked for, then write the pages of all records there are.
 
     Raises:
       InputError: for unknown names.
     """
     console = rich.console.Console()
-    settings = {
-        path.stem: tomllib.loads(path.read_text()) for path in sorted(CONFIGS.glob("*.toml"))
-    }
+    settings = configurations(quick=config.quick)
     check(config, settings)
     out = config.out / "quick" if config.quick else config.out
     page = config.page or (out / "results.md" if config.quick else Path("docs/results.md"))
     failed = []
-    entries = []
     for name, setting in settings.items():
-        title, synthetic = setting.pop("title"), setting.pop("planted", False)
-        quick = setting.pop("quick", {})
-        setting |= quick if config.quick else {}
-        folder = config.data.get(setting["dataset"])
-        synthetic = synthetic and folder is None
-        problem = None
-        if not config.only or name in config.only:
-            console.rule(title, align="left")
-            problem = run(setting, folder, out / name, synthetic)
+        if config.only and name not in config.only:
+            continue
+        console.rule(setting.title, align="left")
+        folder = config.data.get(setting.options["dataset"])
+        published = records.beside(page) / name
+        problem = run(
+            setting.options,
+            folder,
+            out / name,
+            setting.planted and folder is None,
+            published,
+        )
         if problem:
             failed.append(name)
             console.print(f"not run: {problem}", markup=False)
-        entries.append(report.Entry(name, title, out / name, problem))
-    report.write(page, entries, quick=config.quick)
-    console.print(f"wrote {page}", markup=False)
+    report.write(page, entries(settings), quick=config.quick)
+    console.print(f"wrote {page} and {page.with_name(report.PLANTED)}", markup=False)
     if failed:
         raise mx.InputError(f"not run: {', '.join(failed)}; see above.")
 
 
-def check(config: Config, settings: dict[str, Any]) -> None:
+class Setting(NamedTuple):
+    """A file of `experiments/configs`.
+
+    Attributes:
+      title: of its section.
+      planted: whether it is run on synthetic data where no folder is given.
+      options: of `experiments.evaluate`.
+    """
+
+    title: str
+    planted: bool
+    options: dict[str, Any]
+
+
+def configurations(*, quick: bool = False) -> dict[str, Setting]:
+    """All configurations by name, at toy sizes where asked."""
+    found = {}
+    for path in sorted(CONFIGS.glob("*.toml")):
+        options = tomllib.loads(path.read_text())
+        title, synthetic = options.pop("title"), options.pop("planted", False)
+        toy = options.pop("quick")
+        found[path.stem] = Setting(title, synthetic, options | (toy if quick else {}))
+    return found
+
+
+def entries(settings: dict[str, Setting]) -> list[report.Entry]:
+    """The sections of the pages."""
+    return [
+        report.Entry(name, setting.title, asked(setting.options)[2])
+        for name, setting in settings.items()
+    ]
+
+
+def asked(options: dict[str, Any]) -> tuple[evaluate.Config, tasks.Task, dict[str, Any]]:
+    """What the options of a file come to."""
+    given: dict[str, Any] = {
+        name: tuple(v) if isinstance(v, list) else v for name, v in options.items()
+    }
+    config = evaluate.Config(**given)
+    task = tasks.resolve(config)
+    return config, task, results.config_dict(config, task)
+
+
+def check(config: Config, settings: dict[str, Setting]) -> None:
     """Refuse names that nothing has."""
     for name in config.only:
         if name not in settings:
             raise mx.InputError(f"expected --only of {', '.join(settings)}; got {name}.")
-    datasets = {setting["dataset"] for setting in settings.values()}
+    datasets = {setting.options["dataset"] for setting in settings.values()}
     for name in config.data:
         if name not in datasets:
             raise mx.InputError(f"expected --data for {', '.join(sorted(datasets))}; got {name}.")
 
 
-def run(setting: dict[str, Any], folder: Path | None, out: Path, synthetic: bool) -> str | None:
+def run(
+    setting: dict[str, Any], folder: Path | None, out: Path, synthetic: bool, published: Path
+) -> str | None:
     """One configuration in a process of its own; returns what went wrong.
 
-    What is finished is not run again: its options and its data are compared with those asked for.
+    What is finished or published is not run again: its options and its data are compared with
+    those asked for.
+
+    Args:
+      setting: options of `experiments.evaluate`.
+      folder: of the data.
+      out: where the run is kept.
+      synthetic: whether to run on planted data.
+      published: the folder of its records.
     """
-    options: dict[str, Any] = {
-        name: tuple(v) if isinstance(v, list) else v for name, v in setting.items()
-    }
-    config = evaluate.Config(**options)
-    task = tasks.resolve(config)
-    asked = results.config_dict(config, task)
-    summary = report.recorded(out)
-    if summary is not None and summary["config"] == asked:
-        data = summary.get("data")
-        same = (
-            data is not None
-            and "pool" in data
-            and _same_data(data, config, task, folder, synthetic)
-        )
-        if same:
+    config, task, options = asked(setting)
+    for place in (out, published):
+        summary = records.summary(place)
+        if summary is None or not records.complete(summary):
+            continue
+        if synthetic and place == published and not summary["data"]["planted"]:
+            # nothing synthetic takes the place of records of people
+            return None
+        if summary["config"] != options:
+            continue
+        if _same_data(summary["data"], config, task, folder, synthetic):
+            if place == out:
+                _publish(out, published)
             return None
     command = [sys.executable, "-m", "experiments.evaluate", "--resume", "--out", str(out)]
     for name, value in setting.items():
@@ -116,7 +167,15 @@ def run(setting: dict[str, Any], folder: Path | None, out: Path, synthetic: bool
         # a refusal may have several lines; of a traceback the last tells most
         before, refused, message = done.stderr.rpartition("error: ")
         return " ".join(message.split()) if refused else (before.splitlines() or ["no message"])[-1]
+    _publish(out, published)
     return None
+
+
+def _publish(out: Path, published: Path) -> None:
+    records.publish(out, published)
+    summary = records.summary(out)
+    if summary is not None and not summary["data"]["planted"]:
+        records.copy_figures(out, published.parents[1] / published.name)
 
 
 def _same_data(

@@ -1,6 +1,7 @@
 """Results say what they are of: whole numbers, a model that learned, one data set, all sessions."""
 
 import dataclasses
+import gzip
 import json
 import math
 import subprocess
@@ -21,6 +22,7 @@ from experiments import (
     metrics,
     planted,
     provenance,
+    records,
     report,
     reproduce,
     results,
@@ -86,15 +88,19 @@ def test_table_page_and_figures_have_a_place_for_what_is_not_there(tmp_path: Pat
     gaps |= {"unit_level": units, "unit_accumulated": units}
     rows = [row(CASES[0], seed) for seed in range(2)]
     rows += [row(CASES[1], seed, **gaps) for seed in (0, 1)]
-    results.write_json(tmp_path / "summary.json", summary_of(rows))
-    strictly((tmp_path / "summary.json").read_text())
-    summary = results.read_summary(tmp_path / "summary.json")
+    page = tmp_path / "page.md"
+    path = records.beside(page) / "a" / "summary.json"
+    path.parent.mkdir(parents=True)
+    results.write_json(path, summary_of(rows))
+    strictly(path.read_text())
+    summary = results.read_summary(path)
     plain, noisy = report.table(summary).splitlines()[2:]
     assert "| 50.0 [50.0, 50.0] |" in plain
     assert noisy.split(" | ")[2] == noisy.split(" | ")[4] == "–"
     assert evaluate.table(summary).row_count == 3
-    report.write(tmp_path / "page.md", [report.Entry("a", "A", tmp_path, None)], quick=False)
-    assert "nan" not in (tmp_path / "page.md").read_text()
+    text = report.text(page, [report.Entry("a", "A", {})])
+    assert "## A" in text
+    assert "nan" not in text
     assert {path.stem for path in figures.draw_all(rows, tmp_path)} >= {"utility", "frontier"}
 
 
@@ -169,8 +175,7 @@ def test_updates_that_were_left_out_are_counted_and_told() -> None:
     ]
     (line,) = results.warnings(summary)
     assert line.startswith("noise σ=0.1, passive: 3 of 4 updates were excluded")
-    entry = report.Entry("a", "A", Path("nowhere"), None)
-    assert line in report.section(entry, summary, Path("nowhere"))
+    assert line in report.section(report.Entry("a", "A", {}), summary)
 
 
 def test_an_evaluation_that_diverged_fails_draws_nothing_and_keeps_its_rows(
@@ -328,6 +333,7 @@ WRITERS: dict[str, Callable[[Path], Path]] = {
     ),
     "lfw": lambda path: planted.lfw(path, people=1),
     "lfw_prepared": lambda path: planted.lfw_prepared(path, people=1),
+    "verb_agg": lambda path: planted.verb_agg(path, people=2),
     "cifar10": lambda path: planted.cifar10(path, train=1, test=1),
     "fashion_mnist": lambda path: planted.fashion_mnist(path, train=1, test=1),
 }
@@ -358,16 +364,15 @@ SETTING = {"dataset": "motionsense", "rounds": 1, "seeds": 1}
 
 def finished(out: Path, data: dict[str, Any] | None) -> Path:
     """A folder as a finished evaluation leaves it."""
-    options: Any = SETTING
-    config = evaluate.Config(**options)
-    asked = results.config_dict(config, tasks.resolve(config))
+    options = reproduce.asked(SETTING)[2]
     mixed = Case("mixnn", "passive")
     rows = [row(case) for case in (*CASES, mixed)]
-    summary = results.summarize(rows, asked, data or DATA, {"conv": 9, "out": 2}, [session()])
+    summary = results.summarize(rows, options, data or DATA, {"conv": 9, "out": 2}, [session()])
     if data is None:
         del summary["data"]
     out.mkdir(parents=True)
     results.write_json(out / "summary.json", summary)
+    results.append(out / "rounds.jsonl", rows)
     return out
 
 
@@ -378,26 +383,37 @@ def real(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
-def page(out: Path, problem: str | None = None) -> str:
+def published(out: Path) -> Path:
+    return records.beside(out.parent / "docs" / "results.md") / "toy"
+
+
+def run(folder: Path | None, out: Path, synthetic: bool) -> str | None:
+    return reproduce.run(SETTING, folder, out, synthetic, published(out))
+
+
+def pages(out: Path) -> tuple[str, str]:
+    """Those of results and of planted data, of what was published."""
     target = out.parent / "docs" / "results.md"
-    report.write(target, [report.Entry("toy", "Toy", out, problem)], quick=False)
-    return target.read_text()
+    report.write(target, [report.Entry("toy", "Toy", reproduce.asked(SETTING)[2])], quick=False)
+    return target.read_text(), target.with_name("planted.md").read_text()
 
 
-def test_what_was_planted_is_not_finished_for_real_data_and_stays_marked(
+def test_what_was_planted_is_not_finished_for_real_data_and_has_a_page_of_its_own(
     tmp_path: Path, calls: list[list[str]], capfd: pytest.CaptureFixture[str]
 ) -> None:
     out = finished(tmp_path / "out", {"planted": True, "pool": 4})
-    assert reproduce.run(SETTING, None, out, True) is None
+    assert run(None, out, True) is None
     assert not calls
     for folder in (real(tmp_path / "real"), tmp_path / "nowhere", None):
-        assert reproduce.run(SETTING, folder, out, False) == "it differs in data.planted"
+        assert run(folder, out, False) == "it differs in data.planted"
     assert len(calls) == 3
     assert "warning: careful." in capfd.readouterr().err
-    text = page(out, "it differs in data.planted")
-    assert "**Planted data**" in text
-    assert "**Of an earlier run**: the last was refused. it differs" in text
-    assert "toy, 1 seeds" not in text
+    of_results, of_planted = pages(out)
+    assert "## Toy" not in of_results
+    assert "* Toy: run on [planted data](planted.md) alone." in of_results
+    assert "toy, 1 seeds" not in of_results
+    assert "## Toy\n\n**Planted data.**" in of_planted
+    assert of_planted.startswith("# Planted data: no results")
 
 
 def test_what_was_real_is_finished_for_the_same_data_alone(
@@ -407,27 +423,49 @@ def test_what_was_real_is_finished_for_the_same_data_alone(
     load = tasks.TASKS["motionsense"].load
     data = provenance.of_data(load(folder, 0, 0, 0), folder)
     out = finished(tmp_path / "out", data)
-    assert reproduce.run(SETTING, folder, out, False) is None
-    assert reproduce.run(SETTING, None, out, False) is None
+    assert run(folder, out, False) is None
+    assert run(None, out, False) is None
     assert not calls
-    assert reproduce.run(SETTING, real(tmp_path / "other", seed=1), out, False)
-    assert reproduce.run(SETTING, None, out, True)
+    assert run(real(tmp_path / "other", seed=1), out, False)
+    # what is planted does not take the place of what is real
+    assert run(None, out, True) is None
+    assert run(None, tmp_path / "another", True) is None
     planted.mark(folder)
-    assert reproduce.run(SETTING, folder, out, False)
-    assert len(calls) == 3
-    text = page(out)
-    assert "**Planted data**" not in text
-    assert "toy, 1 seeds" in text
+    assert run(folder, out, False)
+    assert len(calls) == 2
+    of_results, of_planted = pages(out)
+    assert "Planted data" not in of_results
+    assert "## Toy" not in of_planted
+    assert "toy, 1 seeds" in of_results
+
+
+def test_records_are_the_same_bytes_and_their_rows_make_the_summary(tmp_path: Path) -> None:
+    out = finished(tmp_path / "out", DATA)
+    folders = tmp_path / "first", tmp_path / "second"
+    for folder in folders:
+        records.publish(out, folder)
+    first, second = ((folder / "rounds.jsonl.gz").read_bytes() for folder in folders)
+    assert first == second
+    assert gzip.decompress(first) == (out / "rounds.jsonl").read_bytes()
+    summary = records.summary(folders[0])
+    np.testing.assert_equal(records.recomputed(folders[0]), summary)
+    rows = [one | {"accuracy": 0.7} for one in records.rows(folders[0])]
+    (folders[0] / "rounds.jsonl.gz").write_bytes(
+        gzip.compress("".join(results.dumps(one) + "\n" for one in rows).encode())
+    )
+    with pytest.raises(AssertionError):
+        np.testing.assert_equal(records.recomputed(folders[0]), summary)
 
 
 def test_results_that_do_not_tell_their_data_are_not_shown(
     tmp_path: Path, calls: list[list[str]]
 ) -> None:
     out = finished(tmp_path / "out", None)
-    assert reproduce.run(SETTING, None, out, False)
+    assert run(None, out, False)
     assert len(calls) == 1
-    text = page(out)
-    assert "Not shown: the results there are of an earlier program" in text
+    records.publish(out, published(out))
+    text, _ = pages(out)
+    assert "Toy: not shown. The records are of an earlier program" in text
     assert "toy, 1 seeds" not in text
 
 
@@ -440,7 +478,7 @@ def test_tables_say_that_data_is_planted(is_planted: bool) -> None:
 
 
 def test_the_page_says_that_the_seeds_undo_the_mixing(tmp_path: Path) -> None:
-    text = " ".join(page(finished(tmp_path / "out", DATA)).split())
+    text = " ".join(report.text(tmp_path / "page.md", []).split())
     assert "whoever has the file and the program can undo the mixing" in text
 
 
@@ -456,7 +494,11 @@ def test_the_page_says_what_its_intervals_cover(name: str, pool: int, says: str)
     options = results.config_dict(config, tasks.resolve(config))
     data = DATA | {"pool": pool}
     summary = results.summarize([row(CASES[0])], options, data, {"conv": 9}, [session()])
-    assert says in report.section(report.Entry("a", "A", Path("nowhere"), None), summary, Path())
+    text = report.section(report.Entry("a", "A", options), summary)
+    assert says in text
+    assert "Of an earlier run" not in text
+    changed = report.section(report.Entry("a", "A", options | {"rounds": 7}), summary)
+    assert "**Of an earlier run**: its configuration has changed since, in rounds." in changed
 
 
 # all sessions

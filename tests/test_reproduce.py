@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import mixjax as mx
-from experiments import claims, evaluate, planted, report, reproduce, results, tasks
+from experiments import claims, evaluate, planted, records, report, reproduce, tasks
 
 FILES = sorted(reproduce.CONFIGS.glob("*.toml"))
 TOY = {
@@ -27,6 +27,8 @@ def folder_of(dataset: str, path: Path) -> Path | None:
         return planted.cifar10(path, test=1200)
     if dataset == "fashion_mnist":
         return planted.fashion_mnist(path, test=1200)
+    if dataset == "verb_agg":
+        return planted.verb_agg(path, people=316)
     return None
 
 
@@ -41,31 +43,42 @@ def test_every_configuration_runs_and_has_its_section(
     setting |= TOY
     out = tmp_path / "out"
     folder = folder_of(setting["dataset"], tmp_path)
-    problem = reproduce.run(setting, folder, out, synthetic)
-    assert problem is None
+    page = tmp_path / "docs" / "results.md"
+    published = records.beside(page) / file.stem
+    assert reproduce.run(setting, folder, out, synthetic, published) is None
     written = (out / "summary.json").stat().st_mtime_ns
     # finished work is not run again
-    assert reproduce.run(setting, folder, out, synthetic) is None
+    assert reproduce.run(setting, folder, out, synthetic, published) is None
     assert (out / "summary.json").stat().st_mtime_ns == written
+    # nor is what was published
+    elsewhere = tmp_path / "elsewhere"
+    assert reproduce.run(setting, folder, elsewhere, synthetic, published) is None
+    assert not elsewhere.exists()
 
-    page = tmp_path / "docs" / "results.md"
-    entry = report.Entry(file.stem, title, out, None)
-    missing = report.Entry("other", "Another set", tmp_path / "nowhere", "no data")
+    entry = report.Entry(file.stem, title, reproduce.asked(setting)[2])
+    missing = report.Entry("other", "Another set", {})
     report.write(page, [entry, missing], quick=False)
-    text = page.read_text()
-    assert f"## {title}" in text
-    assert ("**Planted data**" in text) == (synthetic or folder is not None)
-    assert "## Another set\n\nNot run: no data" in text
-    summary = results.read_summary(out / "summary.json")
+    summary = records.summary(published)
+    assert summary is not None
+    is_planted = synthetic or folder is not None
+    assert summary["data"]["planted"] == is_planted
+    real, of_planted = page.read_text(), page.with_name("planted.md").read_text()
+    assert "* Another set: not run." in real
+    shown, other = (of_planted, real) if is_planted else (real, of_planted)
+    assert f"## {title}" in shown
+    assert f"## {title}" not in other
+    assert "Of an earlier run" not in shown
+    assert ("**Planted data.**" in shown) == is_planted
+    assert ("](results/" in shown) == (not is_planted)
     plain = summary["results"][0]
-    assert f"| {100 * plain['accuracy']['mean']:.1f} |" in text
+    assert f"| {100 * plain['accuracy']['mean']:.1f} |" in shown
     for unit, count in summary["parameters"].items():
-        assert f"| {unit} | {count:,} |" in text
-    rows = report.table(summary).splitlines()
-    assert {row.count("|") for row in rows} == {rows[0].count("|")}
-    for line in text.splitlines():
-        if "](results/" in line:
-            assert (page.parent / line.split("](")[1].rstrip(")")).is_file()
+        assert f"| {unit} | {count:,} |" in shown
+    lines = report.table(summary).splitlines()
+    assert {line.count("|") for line in lines} == {lines[0].count("|")}
+    for line in shown.splitlines():
+        for target in line.split("](results/")[1:]:
+            assert (page.parent / "results" / target.split(")")[0]).is_file()
 
 
 def test_the_planted_faces_suffice_for_their_configuration(tmp_path: Path) -> None:

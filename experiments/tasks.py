@@ -103,6 +103,10 @@ def _features(classes: int) -> nn.Module:
     return mx.models.MLP(classes=classes)
 
 
+def _answers(classes: int) -> nn.Module:
+    return mx.models.MLP(classes=classes, hidden=(32, 16))
+
+
 TASKS = {
     "watch": Task(
         load=_packaged("watch", mx.datasets.watch),
@@ -168,7 +172,7 @@ TASKS = {
     ),
     "verb_agg": Task(
         load=_of_people("verb_agg", mx.datasets.verb_agg),
-        model=_features,
+        model=_answers,
         auxiliary=16,
         epochs=2,
         batch_size=6,

@@ -50,6 +50,7 @@ DEFINED = {
     "attacks.crafted": "Isolated Tagged isolate regauge tag",
     "attacks.flooding": "dummies expected_dummies isolated",
     "attacks.learned": "attack check_attribute directions observe scores unit_scores",
+    "attacks.lira": "confidence scores",
     "attacks.membership": "scores unit_scores",
     "attacks.shadows": "Pool References assemble attack features halves",
     "attacks.sim": "Statistics Terms active circumcenter cosine direction_squared_norms directions "

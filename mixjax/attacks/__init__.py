@@ -5,6 +5,7 @@ from mixjax.attacks import couplings as couplings
 from mixjax.attacks import crafted as crafted
 from mixjax.attacks import flooding as flooding
 from mixjax.attacks import learned as learned
+from mixjax.attacks import lira as lira
 from mixjax.attacks import membership as membership
 from mixjax.attacks import shadows as shadows
 from mixjax.attacks import sim as sim
@@ -22,6 +23,7 @@ __all__ = [
     "crafted",
     "flooding",
     "learned",
+    "lira",
     "membership",
     "shadows",
     "sim",

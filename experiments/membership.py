@@ -52,6 +52,12 @@ def main(config: Config) -> None:
     chosen = {
         case.label: case.build() for case in conditions.cases(config.defences, "passive", task)
     }
+    for name, defence in chosen.items():
+        if defence.summed:
+            raise mx.InputError(
+                f"expected --defences under which the server sees updates; behind {name} it sees "
+                "the sum alone. Leave it out."
+            )
     mesh = mx.sharding.clients_mesh()
     found: dict[str, list[Found]] = {name: [] for name in chosen}
     for seed in rich.progress.track(range(config.seeds), "seeds", console=console):

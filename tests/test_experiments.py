@@ -205,7 +205,8 @@ assert not slow, slow
 def test_every_row_has_a_colour_of_its_own_and_a_label() -> None:
     task = tasks.TASKS["watch"]
     cases = conditions.cases(conditions.DEFENCES, "passive", task)
-    assert len({row.color for row in conditions.DEFENCES.values()}) == len(conditions.DEFENCES)
+    looks = {(row.color, row.line) for row in conditions.DEFENCES.values()}
+    assert len(looks) == len(conditions.DEFENCES)
     assert len({case.label for case in cases}) == len(cases)
     for case in cases:
         static, traced = case.split_traced()

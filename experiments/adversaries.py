@@ -7,22 +7,28 @@ people, and ∇Sim on the tracks of single units, which joins nothing. It prints
 and writes `adversaries.json` after each seed: a run that was stopped goes on.
 """
 
+from experiments import cli
+from experiments.options import Adversaries as Config
+
+if __name__ == "__main__":
+    # wrong options are told before what takes seconds to import
+    cli.read(Config, "experiments.adversaries")
+
+
 import dataclasses
 import functools
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import rich.console
 import rich.table
-import tyro
 
 import mixjax as mx
 from experiments import (
-    cli,
     curves,
     provenance,
     results,
@@ -39,24 +45,6 @@ RECORDS = 10
 """Of each participant's training examples, and as many held out, whom inference is tried on."""
 ASKED = 1000
 """Participants whose records these are, at most."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Config(tasks.Options):
-    """Every defence against every attack, and curves of what attacks depend on."""
-
-    studies: tuple[curves.StudyName, ...] = ("defences",)
-    """What to compare; each is a table, and a curve of its own but for the defences."""
-    rounds: int = 10
-    """Rounds of federated learning."""
-    seeds: int = 10
-    """Repetitions, each with its own people, first model and mixing."""
-    per_client: int = 100
-    """Training examples of each, where participants are dealt from a pool of images."""
-    quick: bool = False
-    """Two seeds of four rounds: a look, and no result."""
-    out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
-    """Where to write; results/adversaries_DATASET by default."""
 
 
 @functools.partial(jax.jit, static_argnames="plan")

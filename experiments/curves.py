@@ -2,21 +2,15 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import matplotlib
 import numpy as np
 import rich.table
-import tyro
 from matplotlib.figure import Figure
 
 import mixjax as mx
-from experiments import figures, scenarios
-
-if TYPE_CHECKING:
-    StudyName = str
-else:
-    StudyName = tyro.extras.literal_type_from_choices(scenarios.STUDIES)
+from experiments import figures
 
 FEW = 4
 """Seeds below which an interval says nothing."""

@@ -29,6 +29,26 @@ AttackName = Literal["passive", "adaptive", "learned", "active"]
 """The rows of `conditions.ATTACKS`."""
 
 
+StudyName = Literal[
+    "core",
+    "active",
+    "defences",
+    "participants",
+    "epochs",
+    "learning_rates",
+    "optimizers",
+    "architectures",
+    "noise",
+    "groups",
+    "rescaling",
+    "batch_sizes",
+    "widths",
+    "shares",
+    "list_sizes",
+    "preferences",
+    "central",
+]
+"""The rows of `scenarios.STUDIES`."""
 AttributeName = Literal["own", "random", "brightness"]
 
 
@@ -98,6 +118,24 @@ class Evaluate(Options):
     """Remove results that are there, and start afresh."""
     checkpoint_every: int = 0
     """Rounds between checkpoints inside a trajectory; 0 saves whole trajectories only."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Adversaries(Options):
+    """Every defence against every attack, and curves of what attacks depend on."""
+
+    studies: tuple[StudyName, ...] = ("defences",)
+    """What to compare; each is a table, and a curve of its own but for the defences."""
+    rounds: int = 10
+    """Rounds of federated learning."""
+    seeds: int = 10
+    """Repetitions, each with its own people, first model and mixing."""
+    per_client: int = 100
+    """Training examples of each, where participants are dealt from a pool of images."""
+    quick: bool = False
+    """Two seeds of four rounds: a look, and no result."""
+    out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """Where to write; results/adversaries_DATASET by default."""
 
 
 @dataclasses.dataclass(frozen=True)

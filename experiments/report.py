@@ -14,6 +14,7 @@ from experiments.results import (
     warnings,
     write_text,
 )
+from experiments.takeaways import sentences
 from experiments.tasks import TASKS
 
 FIGURES = {
@@ -73,9 +74,13 @@ def text(page: Path, entries: Sequence[Entry], *, quick: bool = False) -> str:
             others.append(f"* {entry.title}: run on [planted data]({PLANTED}) alone.")
         else:
             finished.append((entry, summary))
-    parts = [INTRODUCTION]
+    runs = [(entry.name, anchor(entry.title), summary) for entry, summary in finished]
+    # the set with most servers and defences speaks for all
+    runs.sort(key=lambda run: -len(run[2]["results"]))
+    parts = ["# Results", sentences(runs), INTRODUCTION]
+    parts = [part for part in parts if part]
     if quick:
-        parts.append("**Toy sizes: this page shows that everything runs, and nothing else.**")
+        parts.insert(1, "**Toy sizes: this page shows that everything runs, and nothing else.**")
     parts.append(judged(finished))
     for entry, summary in finished:
         parts += [section(entry, summary), *shown_figures(page, entry.name)]
@@ -99,6 +104,12 @@ def planted_text(page: Path, entries: Sequence[Entry]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def anchor(title: str) -> str:
+    """What a section is linked by: lower case, without punctuation, spaces as hyphens."""
+    kept = "".join(sign for sign in title.lower() if sign.isalnum() or sign in " -_")
+    return kept.replace(" ", "-")
+
+
 OTHERS = """## Not shown here
 
 A set needs its data: `python -m experiments.reproduce --only NAME --data NAME DIR`."""
@@ -112,11 +123,9 @@ for the attack to find: no figure says anything about the real set. On your copy
 which says what the columns are."""
 
 
-INTRODUCTION = """# Results
-
-Written by `python -m experiments.reproduce` from `experiments/configs`. Percent, mean over seeds
-with the 95 % interval (Student's, cut to what a share can be; none for a single seed). What
-seeds differ in, and intervals cover, stands with each set.
+INTRODUCTION = """Written by `python -m experiments.reproduce` from `experiments/configs`. Percent,
+mean over seeds with the 95 % interval (Student's, cut to what a share can be; none for a single
+seed). What seeds differ in, and intervals cover, stands with each set.
 
 * *Accuracy* is the final model's on the held-out part of the participants' own data, *outsiders* on
   all data of people who took no part in training. These are the people the server knows: an active

@@ -21,6 +21,7 @@ from experiments import (
     options,
     report,
     results,
+    scenarios,
     tasks,
     training,
 )
@@ -181,11 +182,12 @@ def test_options_name_every_row_and_nothing_else() -> None:
         (options.DatasetName, tasks.TASKS),
         (options.DefenceName, conditions.DEFENCES),
         (options.AttackName, conditions.ATTACKS),
+        (options.StudyName, scenarios.STUDIES),
     ):
         assert get_args(names) == tuple(rows)
 
 
-@pytest.mark.parametrize("module", ["evaluate", "membership", "reproduce"])
+@pytest.mark.parametrize("module", ["adversaries", "evaluate", "membership", "reproduce"])
 def test_options_are_told_before_anything_slow_is_imported(module: str) -> None:
     program = f"""
 import runpy, sys

@@ -21,6 +21,7 @@ from mixjax import records as records
 from mixjax import rescaling as rescaling
 from mixjax import rounds as rounds
 from mixjax import sharding as sharding
+from mixjax import shares as shares
 from mixjax import types as types
 from mixjax import units as units
 from mixjax._validate import InputError as InputError
@@ -62,6 +63,7 @@ __all__ = [
     "rescaling",
     "rounds",
     "sharding",
+    "shares",
     "types",
     "units",
 ]

@@ -34,6 +34,7 @@ PUBLIC = [
     "rescaling",
     "rounds",
     "sharding",
+    "shares",
     "types",
     "units",
 ]
@@ -101,6 +102,7 @@ DEFINED = {
     "rounds": "AttackKeys ClientKeys RoundKeys Trained aggregate all_finite attack_keys choose "
     "choose_tree client_keys first_memories forward observe only_sum prepare round_keys "
     "seed_of_model take_step train weigh zero_rows",
+    "shares": "join split",
     "sharding": "clients_mesh use_host_devices",
     "types": "floating threefry times wide widest",
     "units": "Chunks Units chunks describe dots parameter_counts partition squared_norms",

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments import claims, records
+from experiments import claims, members, records
 from experiments.results import (
     DELTA,
     by_entry,
@@ -76,7 +76,9 @@ def text(page: Path, entries: Sequence[Entry], *, quick: bool = False) -> str:
     parts = [INTRODUCTION]
     if quick:
         parts.append("**Toy sizes: this page shows that everything runs, and nothing else.**")
-    parts.append(judged(finished))
+    # what is asked of records comes after what is asked of people
+    finished.sort(key=lambda pair: pair[1].get("kind") == members.KIND)
+    parts.append(judged([pair for pair in finished if pair[1].get("kind") != members.KIND]))
     for entry, summary in finished:
         parts += [section(entry, summary), *shown_figures(page, entry.name)]
     if others:
@@ -172,7 +174,9 @@ Accuracies in points, after the last round."""
 
 
 def section(entry: Entry, summary: dict[str, Any]) -> str:
-    """Conditions, table and layers of one run."""
+    """Conditions and tables of one run."""
+    if summary.get("kind") == members.KIND:
+        return members.section(entry.title, notes(entry, summary), summary)
     config, environment = summary["config"], summary["environment"]
     conditions = (
         f"{config['rounds']} rounds, {config['seeds']} seeds, {config['epochs']} local epochs, "
@@ -182,7 +186,16 @@ def section(entry: Entry, summary: dict[str, Any]) -> str:
         f"{environment['flax']}, optax {environment['optax']}, numpy {environment['numpy']}; "
         f"{environment['devices']} {environment['device']} devices on {environment['cpus']} cores."
     )
-    parts = [f"## {entry.title}"]
+    excluded = warnings(summary)
+    broken = ["**Broken updates**: " + " ".join(excluded)] if excluded else []
+    parts = [f"## {entry.title}", *notes(entry, summary), *broken]
+    parts += [conditions, covered(summary), table(summary), layers(summary), COMMENT]
+    return "\n\n".join(part for part in parts if part)
+
+
+def notes(entry: Entry, summary: dict[str, Any]) -> list[str]:
+    """What a reader must know first: that options have changed, or that data is planted."""
+    parts, config = [], summary["config"]
     if config != entry.config:
         names = sorted({*config, *entry.config})
         changed = [name for name in names if config.get(name) != entry.config.get(name)]
@@ -191,11 +204,7 @@ def section(entry: Entry, summary: dict[str, Any]) -> str:
         )
     if summary["data"]["planted"]:
         parts.append("**Planted data.**")
-    excluded = warnings(summary)
-    if excluded:
-        parts.append("**Broken updates**: " + " ".join(excluded))
-    parts += [conditions, covered(summary), table(summary), layers(summary), COMMENT]
-    return "\n\n".join(part for part in parts if part)
+    return parts
 
 
 def shown_figures(page: Path, name: str) -> list[str]:
@@ -225,9 +234,10 @@ def covered(summary: dict[str, Any]) -> str:
             "images."
         )
     count = math.comb(people, known)
+    ways = f"at most {count:,}" if count < 10**6 else "millions of"
     return (
-        f"Every seed draws which {people - known} of {people} people take part (at most "
-        f"{count:,} ways) and {always}: the intervals cover these draws from the same {people} "
+        f"Every seed draws which {people - known} of {people} people take part ({ways} "
+        f"ways) and {always}: the intervals cover these draws from the same {people} "
         "people, and say nothing of others."
     )
 

@@ -35,9 +35,10 @@ def with_nan(content: Any) -> Any:
 
 
 def read_summary(path: Path) -> dict[str, Any]:
-    """The contents of `summary.json`, as `summarize` made them."""
+    """The contents of `summary.json`, as `summarize` or `members.summarize` made them."""
     summary = json.loads(path.read_bytes())
-    return summary | {name: with_nan(summary[name]) for name in ("chance", "results")}
+    numbers = {"chance", "results"} & summary.keys()
+    return summary | {name: with_nan(summary[name]) for name in numbers}
 
 
 def _replaced(value: Any, replace: Callable[[Any], Any]) -> Any:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import tyro
 
 DatasetName = Literal[
-    "watch", "vowels", "cifar10", "fashion_mnist", "motionsense", "mobiact", "lfw", "verb_agg"
+    "watch", "vowels", "cifar10", "fashion_mnist", "motionsense", "mobiact", "verb_agg", "lfw"
 ]
 """The rows of `tasks.TASKS`."""
 DefenceName = Literal[

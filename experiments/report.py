@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments import claims, members, records
+from experiments import claims, members, people, records
+from experiments.conditions import Case
 from experiments.results import (
     DELTA,
     by_entry,
@@ -189,7 +190,9 @@ def section(entry: Entry, summary: dict[str, Any]) -> str:
     excluded = warnings(summary)
     broken = ["**Broken updates**: " + " ".join(excluded)] if excluded else []
     parts = [f"## {entry.title}", *notes(entry, summary), *broken]
+    dealt = TASKS[config["dataset"]].dealt
     parts += [conditions, covered(summary), table(summary), layers(summary), COMMENT]
+    parts.append(recognised(summary, dealt=dealt))
     return "\n\n".join(part for part in parts if part)
 
 
@@ -298,3 +301,52 @@ def layers(summary: dict[str, Any]) -> str:
         f"{counts[largest] / total:.0%} of the parameters."
     )
     return "\n".join(lines) + (note if counts[largest] > total / 2 else "")
+
+
+SHOWN = (
+    Case("none", "passive"),
+    Case("shuffle", "passive"),
+    Case("mixnn", "passive"),
+    Case("mixnn", "adaptive"),
+)
+"""Lines of the table of who is recognised."""
+
+
+def recognised(summary: dict[str, Any], *, dealt: bool) -> str:
+    """Who is recognised; empty where no row tells.
+
+    Args:
+      summary: see `results.summarize`.
+      dealt: whether each seed makes other participants of a pool: there are no people to count.
+    """
+    entries = by_entry(summary)
+    cases = {case: entries[case] for case in SHOWN if entries.get(case, {}).get("recognised")}
+    if not cases:
+        return ""
+    values = summary["data"]["values"]
+    first = next(iter(cases.values()))
+    rates = first["true_positive_rates"]
+    names = ["defence", "attack"]
+    for index, value in enumerate(values):
+        told = first["recognised"].get(str(index))
+        names.append(value if told is None or dealt else f"{value} ({told['people']} people)")
+        names += [] if dealt else ["always", "seldom"]
+    names += [f"TPR at {float(rate):.0%}" for rate in rates]
+    lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
+    for case, entry in cases.items():
+        cells = [case.label, case.attack]
+        for index in range(len(values)):
+            told = entry["recognised"].get(str(index))
+            cells.append("–" if told is None else percent(told))
+            if not dealt:
+                cells += ["–", "–"] if told is None else [str(told["always"]), str(told["seldom"])]
+        cells += [percent(entry["true_positive_rates"][rate]) for rate in rates]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([RECOGNISED + ("" if dealt else COUNTED), "", *lines])
+
+
+RECOGNISED = """Who is recognised, with scores summed over all rounds: the share of participants
+of each value."""
+COUNTED = f""" *Always* and *seldom* count people, who were recognised in at least
+{100 * people.ALWAYS:.0f} % and in less than {100 * people.SELDOM:.0f} % of the seeds in which they
+took part."""

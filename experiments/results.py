@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 import mixjax as mx
+from experiments import people
 from experiments.conditions import Case
 from experiments.tasks import Task
 
@@ -186,7 +187,7 @@ def summarize(
         if "aggregate_difference" in own[0]:
             entry["aggregate_difference"] = max(row["aggregate_difference"] for row in own)
             entry["aggregate_exact"] = all(row["aggregate_exact"] for row in own)
-        results.append(entry)
+        results.append(entry | people.summarize(seeds))
     return {
         "config": config,
         "data": data,

@@ -37,6 +37,8 @@ from experiments.strongest import Plan
 
 RECORDS = 10
 """Of each participant's training examples, and as many held out, whom inference is tried on."""
+ASKED = 1000
+"""Participants whose records these are, at most."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +72,8 @@ def train(
         attack=strongest.server(plan, split, records),
         granularity=plan.scenario.granularity,
         uploads=plan.scenario.uploads,
+        aggregate=plan.scenario.aggregate(plan.task, clients),
+        weighting="uniform" if plan.scenario.central else "examples",
         evaluate=training.accuracy_on(plan.model, split.test),
     )
 
@@ -87,6 +91,10 @@ def one_seed(
     scenario: Scenario, config: Config, task: tasks.Task, dataset: mx.data.Dataset, seed: int
 ) -> dict[str, Any]:
     """The figures of a scenario's seed."""
+    if scenario.preferred is not None or (task.dealt and seed):
+        preferred = config.preferred if scenario.preferred is None else scenario.preferred
+        own = dataclasses.replace(config, preferred=preferred)
+        dataset = tasks.load(own, task, seed=seed)
     task = scenario.task(task)
     split = training.split_people(dataset, seed, task.auxiliary, sweep=False)
     if scenario.people is not None:
@@ -110,11 +118,11 @@ def candidates(split: training.Split) -> tuple[Any, np.ndarray, np.ndarray]:
         count = min(RECORDS, int(np.min(np.asarray(data.counts))))
         parts.append(
             jax.tree.map(
-                lambda leaf, count=count: leaf[:, :count].reshape(-1, *leaf.shape[2:]),
+                lambda leaf, count=count: leaf[:ASKED, :count].reshape(-1, *leaf.shape[2:]),
                 data.examples,
             )
         )
-        clients = data.counts.shape[0]
+        clients = min(data.counts.shape[0], ASKED)
         people.append(np.repeat(np.arange(clients), count))
         members.append(np.full(clients * count, member))
     records = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import mixjax as mx
-from experiments.conditions import Case
+from experiments.conditions import ATTACKS, Case
 from experiments.results import by_entry, percent
 from mixjax.evaluation import Verdict
 
@@ -45,8 +45,9 @@ def claims(name: str, summary: dict[str, Any]) -> list[Claim]:
         return []
     data = f"{name}, {len(cases[Case('none', 'passive')]['by_seed']['accuracy'])} seeds"
     found = [_same_utility(data, cases)]
-    for attack in ("passive", "adaptive", "active"):
+    for attack in ATTACKS:
         found += _limits(data, cases, attack)
+    found += _stronger(data, cases)
     return found + list(_noise(data, cases))
 
 
@@ -116,6 +117,25 @@ def _limits(data: str, cases: Mapping[Case, Any], attack: str) -> Iterator[Claim
                 f"{Case.of(other).label} {percent(other[name])}, MixNN {percent(mixed[name])}: "
                 f"{_points(_difference(other, mixed, name))} points less",
                 _more(_difference(other, mixed, name)),
+            )
+
+
+def _stronger(data: str, cases: Mapping[Case, Any]) -> Iterator[Claim]:
+    """Every other server of plain FL against the passive one, round by round."""
+    passive, name = cases[Case("none", "passive")], "attribution"
+    for attack in ("learned", "active"):
+        other = cases.get(Case("none", attack))
+        if other is not None:
+            gains, lost = (
+                _difference(other, passive, name),
+                _difference(passive, other, "accuracy"),
+            )
+            yield Claim(
+                f"The {ATTACKS[attack].label} infers more in a round than the passive one",
+                data,
+                f"{percent(other[name])} against {percent(passive[name])}: {_points(gains)} points "
+                f"more, at {_points(lost)} points of accuracy",
+                _more(gains),
             )
 
 

@@ -14,8 +14,13 @@ import jax.numpy as jnp
 import mixjax as mx
 from experiments.servers import Undone
 from experiments.tasks import Task
-from mixjax.attacks import sim
+from mixjax.attacks import learned, sim
 
+EPSILONS = (1.0, 8.0, 50.0)
+DELTA = 1e-5
+"""At which a defence's epsilon is given."""
+CRAFTED = 2
+"""The active server crafts every second round's model, and keeps its own aside."""
 Parameters = tuple[tuple[str, Any], ...]
 UnitScores = Callable[[mx.attacks.Probe, mx.units.Units, Any], jax.Array]
 
@@ -43,6 +48,7 @@ class Defence(NamedTuple):
         only looks: its utility is then measured and not assumed.
       reverse: whether clients are summed in reverse order, which nobody would call a defence: the
         control of how much accuracies differ by rounding alone.
+      drawn: whether figures show it; tables do.
       traced: parameters of `perturb` that one compiled program takes all values of.
       epsilon: `(rounds, delta, **parameters)` -> what it guarantees; None without a guarantee.
     """
@@ -57,6 +63,7 @@ class Defence(NamedTuple):
     moves: Undone = "nothing"
     measured: bool = False
     reverse: bool = False
+    drawn: bool = True
     traced: tuple[str, ...] = ()
     epsilon: Callable[..., float] | None = None
 
@@ -66,19 +73,22 @@ class Attack(NamedTuple):
 
     Attributes:
       label: what the server is called in figures.
-      make: `(auxiliary, mesh) -> mx.attacks.Attack`; see `mx.attacks.sim.passive`.
+      make: `(split, mesh) -> mx.attacks.Attack`, of which the server knows `training.Split`'s
+        auxiliary rows or shadow people; see `mx.attacks.sim.passive`.
       unit_scores: `(probe, units, measures) -> [clients, units, values]`, each unit's alone.
       passive: whether it sends the server's own model. References to several levels of knowledge
         can then be prepared in one trajectory, each from its own auxiliary rows. All that do
         look at the same trajectories.
       adaptive: whether it reverts what the proxy does; its guesses are then for pseudonyms.
+      observe: its scores from the terms of all slots.
     """
 
     label: str
-    make: Callable[[mx.data.ClientData, Any], mx.attacks.Attack]
+    make: Callable[[Any, Any], mx.attacks.Attack]
     unit_scores: UnitScores
     passive: bool
     adaptive: bool = False
+    observe: Callable[..., jax.Array] = sim.observe
 
 
 def noise_epsilon(rounds: int, delta: float, *, sigma: float, clip_norm: float) -> float:
@@ -87,7 +97,7 @@ def noise_epsilon(rounds: int, delta: float, *, sigma: float, clip_norm: float) 
     return mx.accounting.gaussian_epsilon(multiplier, rounds, delta)
 
 
-FULL_ROUND = mx.mixing.full_round()
+FULL_ROUND, SHUFFLE = mx.mixing.full_round(), mx.mixing.shuffle()
 
 
 def _full_round(**parameters: Any) -> mx.mixing.Mix:
@@ -96,9 +106,39 @@ def _full_round(**parameters: Any) -> mx.mixing.Mix:
     return FULL_ROUND
 
 
+def _shuffle(**parameters: Any) -> mx.mixing.Mix:
+    del parameters
+    return SHUFFLE
+
+
 def _unit_cosines(probe: mx.attacks.Probe, units: mx.units.Units, terms: sim.Terms) -> jax.Array:
     lengths = sim.direction_squared_norms(probe.references, units)
     return sim.unit_cosine(sim.Statistics(*terms, lengths))
+
+
+def _learned_units(probe: mx.attacks.Probe, units: mx.units.Units, terms: sim.Terms) -> jax.Array:
+    return learned.unit_scores(sim.Terms(*terms), jnp.ones(terms[1].shape[0], bool))
+
+
+def _at_epsilons(task: Task) -> list[dict[str, Any]]:
+    """Guarantees that people use, over all rounds."""
+    cases = []
+    for epsilon in EPSILONS:
+        multiplier = mx.accounting.gaussian_noise_multiplier(epsilon, DELTA, task.rounds)
+        # a client's data may be replaced by any other: the distance is twice the bound
+        sigma = 2 * multiplier * task.clip_norm
+        cases.append({"epsilon": epsilon, "sigma": sigma, "clip_norm": task.clip_norm})
+    return cases
+
+
+def _private(epsilon: float, sigma: Any, clip_norm: float) -> mx.defences.Defence:
+    del epsilon
+    return mx.defences.noisy_gradient(sigma, clip_norm)
+
+
+def _private_epsilon(rounds: int, delta: float, *, epsilon: float, **noise: float) -> float:
+    del epsilon
+    return noise_epsilon(rounds, delta, **noise)
 
 
 NOISY = Defence(
@@ -115,6 +155,32 @@ DEFENCES = {
     "none": Defence("plain FL", "#000000"),
     "reversed": Defence("plain FL, reversed", "#666666", markers="<", line=":", reverse=True),
     "noisy": NOISY,
+    "private": Defence(
+        "noise ε={epsilon:g}",
+        "#E69F00",
+        markers="123",
+        line=":",
+        cases=_at_epsilons,
+        drawn=False,
+        perturb=_private,
+        traced=("sigma",),
+        epsilon=_private_epsilon,
+    ),
+    "clipped": Defence(
+        "clipped to {norm:g}",
+        "#999999",
+        markers="x",
+        drawn=False,
+        cases=lambda task: [{"norm": task.clip_norm}],
+        perturb=mx.defences.clipped,
+    ),
+    "sum_only": Defence(
+        "sum only",
+        "#F0E442",
+        markers="*",
+        perturb=mx.defences.secure_aggregation,
+        drawn=False,
+    ),
     "top_k": Defence(
         "top {fraction:.0%}",
         "#CC79A7",
@@ -127,7 +193,7 @@ DEFENCES = {
         "#56B4E9",
         markers="h",
         line="-.",
-        mix=mx.mixing.shuffle,
+        mix=_shuffle,
         moves="updates",
     ),
     "mixnn": Defence(
@@ -142,6 +208,15 @@ DEFENCES = {
         mix=mx.mixing.proxy,
         moves="units",
     ),
+    "shuffle_noisy": NOISY._replace(
+        label="shuffle, noise σ={sigma:g}",
+        color="#56B4E9",
+        markers="234",
+        line=":",
+        drawn=False,
+        mix=_shuffle,
+        moves="updates",
+    ),
     "mixnn_noisy": NOISY._replace(
         label="MixNN, noise σ={sigma:g}",
         color="#0072B2",
@@ -154,7 +229,7 @@ DEFENCES = {
 
 PASSIVE = Attack(
     "passive server",
-    lambda auxiliary, mesh: sim.passive(auxiliary, mesh=mesh),
+    lambda split, mesh: sim.passive(split.rows(), mesh=mesh),
     _unit_cosines,
     passive=True,
 )
@@ -162,9 +237,16 @@ PASSIVE = Attack(
 ATTACKS = {
     "passive": PASSIVE,
     "adaptive": PASSIVE._replace(label="adaptive server", adaptive=True),
+    "learned": Attack(
+        "learning server",
+        lambda split, mesh: learned.attack(split.shadows, split.shadow_truth, split.values),
+        _learned_units,
+        passive=False,
+        observe=learned.observe,
+    ),
     "active": Attack(
         "active server",
-        lambda auxiliary, mesh: sim.active(auxiliary, mesh=mesh),
+        lambda split, mesh: sim.active(split.rows(), every=CRAFTED, mesh=mesh),
         _unit_cosines,
         passive=False,
     ),

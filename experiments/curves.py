@@ -55,6 +55,11 @@ AXES = {
     "architectures": "model",
     "noise": "σ of the noise, after clipping",
     "groups": "random groups of coordinates",
+    "batch_sizes": "examples a local step",
+    "widths": "width of two hidden layers",
+    "shares": "participants in a round",
+    "list_sizes": "entries in each of the proxy's lists",
+    "preferences": "share of preferred classes",
 }
 
 
@@ -122,7 +127,8 @@ def chance_of_attribute(rows: dict[str, list[dict[str, Any]]]) -> float:
 
 def chances(rows: dict[str, list[dict[str, Any]]], columns: Iterable[str]) -> list[str]:
     """A cell for each column: percent, of the first scenario that mixes units."""
-    mixed = next(seeds for seeds in rows.values() if seeds[0]["chance_exact"] < 1)
+    last = list(rows.values())[-1]
+    mixed = next((seeds for seeds in rows.values() if seeds[0]["chance_exact"] < 1), last)
 
     def cell(name: str) -> str:
         if name == "membership":

@@ -69,8 +69,10 @@ def plan(config: Config, task: tasks.Task) -> list[Job]:
     """
     jobs = []
     rows = conditions.ATTACKS
-    for passive in dict.fromkeys(rows[name].passive for name in config.attacks):
-        together = [name for name in config.attacks if rows[name].passive == passive]
+    looking = [name for name in config.attacks if rows[name].passive]
+    others = [[name] for name in config.attacks if not rows[name].passive]
+    for together in ([looking] if looking else []) + others:
+        passive = rows[together[0]].passive
         shared: list[Case] = []
         measured: list[Job] = []
         # what clients do to their updates decides the trajectory: a proxy behind it is replayed

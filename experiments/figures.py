@@ -44,7 +44,7 @@ def draw_all(rows: results.Rows, folder: Path) -> list[Path]:
     Returns:
       The files written.
     """
-    cases = results.by_case(rows)
+    cases = {case: own for case, own in results.by_case(rows).items() if case.row.drawn}
     attacks = [name for name in ATTACKS if any(case.attack == name for case in cases)]
     written = []
     with matplotlib.rc_context(STYLE):

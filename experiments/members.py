@@ -107,6 +107,6 @@ record's own descent direction? *Likelihood ratio* (LiRA's online attack, Carlin
 the model that the update makes as sure of the record as models are that trained on it, or that
 didn't? Its shadow models are whole federations of the same people from the same first model, each
 trained on other halves. Both take slots for people, and behind a mixing are means over draws of it;
-a server that joins layers again has plain FL's. *The sum alone* is what secure aggregation leaves,
+a server that joins layers again has plain FL's. *Sum only* is what secure aggregation leaves,
 and what every server has: what the likelihood ratio finds there, the model itself gives away, and
 no mixing hides."""

@@ -35,7 +35,6 @@ from experiments.conditions import Case
 
 DRAWS = 20
 """Mixings that figures are averaged over."""
-SUM_ALONE = "the sum alone"
 FEW = 64
 """Shadow models below which all records share one deviation."""
 # shadow federations at once: small models leave a core idle one by one
@@ -175,7 +174,7 @@ class Ran(NamedTuple):
 def one_seed(
     setting: training.Setting, chosen: list[Case], split: training.Split, seed: int, shadows: int
 ) -> results.Rows:
-    """A row for each defence, and one for the sum alone.
+    """A row for each defence.
 
     Raises:
       InputError: naming seed and defence, for training that takes no step any more, or a round
@@ -187,26 +186,26 @@ def one_seed(
     keys = jax.random.split(run_key, 1 + shadows)
     trained: dict[Any, tuple[Ran, Confidences]] = {}
 
-    def judged(case: Case, label: str, *, alone: bool = False) -> results.Row:
-        # a proxy changes no sum: behind it training is as without
-        same = (case.row.perturb, case.parameters if case.perturbs else ())
+    def judged(case: Case) -> results.Row:
+        # a proxy changes no sum, and who sees the sum alone changes nothing either
+        alone = case.perturbation().summed
+        trained_as = case if case.perturbs and not alone else Case("none", "passive")
+        same = (trained_as.row.perturb, trained_as.parameters)
         if same not in trained:
-            ran = _run(setting, case, keys[0], start, records.examples, records.rows[0])
+            ran = _run(setting, trained_as, keys[0], start, records.examples, records.rows[0])
             check(ran, f"seed {seed}, defence {case.label}")
             others = (keys[1:], start, records.examples, records.rows[1:])
-            trained[same] = ran, _shadows(setting, case, *others)
+            trained[same] = ran, _shadows(setting, trained_as, *others)
         ran, reference = trained[same]
-        mix = None if alone else case.mix()
-        cosines, observed = _looked(
-            setting, mix, look_key, ran.summed() if alone else ran, records.examples
-        )
+        seen = ran.summed() if alone else ran
+        cosines, observed = _looked(setting, case.mix(), look_key, seen, records.examples)
         known = reference.alone if alone else reference.local
         right = _right(setting, ran.after, records.examples)
-        row = {"seed": seed, "label": label} | figures(records, cosines, observed, known, right)
-        return row | {"excluded": int(ran.excluded.sum())}
+        columns = figures(records, cosines, observed, known, right)
+        excluded = {"excluded": int(ran.excluded.sum())}
+        return {"seed": seed, "label": case.label} | columns | excluded
 
-    rows = [judged(case, case.label) for case in chosen]
-    return [*rows, judged(Case("none", "passive"), SUM_ALONE, alone=True)]
+    return [judged(case) for case in chosen]
 
 
 def figures(

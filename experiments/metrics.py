@@ -163,27 +163,33 @@ def rows(
     """
     record, values, clients = run.records, split.values, len(split.truth)
     rows_of, owners = np.arange(clients), np.arange(clients)
-    if case.server.adaptive:
+    summed = case.perturbation().summed
+    adaptive = case.server.adaptive and not summed
+    if adaptive:
         slots, origins = record.findings.slots, np.asarray(record.truth.origins)
         rows_of, owners = _pseudonyms(slots, origins, units, clients)
     truth = split.truth[owners]
-    mix = case.mix()
-    if mix is None or case.server.adaptive:
+    mix, measured = case.mix(), record.truth.measures
+    if summed:
+        # all that the server sees is one and the same for everybody
+        rows_of = np.zeros(clients, int)
+        measured = jax.tree.map(lambda leaf: leaf[:, rows_of], record.observation.measures)
+    if mix is None or adaptive:
         drawn = np.asarray(record.findings.scores)[None, :, rows_of]
     else:
         draw = functools.partial(_origins, mix)
         active, units_of = record.observation.active, len(units.names)
         many = jax.vmap(draw, (0, None, None))(jax.random.split(key, DRAWS), active, units_of)
-        scoring = servers.scoring(len(split.known))
+        scoring = servers.scoring(len(split.known), case.server.observe)
         drawn = np.asarray(_scores_over_draws(scoring, *_scored(run), many))[:, :, :clients]
     # [rounds, draws, clients, levels, values]
     levels = np.swapaxes(drawn, 0, 1)
     scores, summed = levels[..., -1, :], np.cumsum(levels, axis=0)
     # whose unit it is decides, not the slot it came in: no mixing changes these
     own = np.asarray(
-        _unit_scores(
-            case.server.unit_scores, units, record.probe, servers.terms(record.truth.measures)
-        )[:, :clients]
+        _unit_scores(case.server.unit_scores, units, record.probe, servers.terms(measured))[
+            :, :clients
+        ]
     )
     table = {
         "accuracy": record.metrics.participants[:, :clients].mean(axis=1),
@@ -203,13 +209,15 @@ def rows(
         _where_known(lambda level: _attribution(level, truth), summed[..., level, :])
         for level in range(levels.shape[-2])
     ]
+    learns = np.ones(len(scores)) if record.probe is None else np.asarray(record.probe.learns)
     diverged = _not_finite(record.probe and record.probe.references, names)
     result = []
     for index in range(len(scores)):
         row: dict[str, Any] = {"seed": seed, **case.keys(), "round": index + 1}
         row |= {"granularity": "layer", "chance": float(mx.evaluation.chance(split.truth))}
         row["excluded"] = int(record.excluded[index, :clients].sum())
-        row["stepped"] = bool(record.stepped[index])
+        # a round that nothing is meant to be learned from is no round without a step
+        row["stepped"] = bool(record.stepped[index] or not learns[index])
         row["diverged"] = diverged[index]
         row |= {name: float(column[index]) for name, column in table.items()}
         row |= {name: column[index] for name, column in aggregates.items()}

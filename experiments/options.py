@@ -11,11 +11,25 @@ DatasetName = Literal[
 ]
 """The rows of `tasks.TASKS`."""
 DefenceName = Literal[
-    "none", "reversed", "noisy", "top_k", "shuffle", "mixnn", "mixnn_proxy", "mixnn_noisy"
+    "none",
+    "reversed",
+    "noisy",
+    "private",
+    "clipped",
+    "sum_only",
+    "top_k",
+    "shuffle",
+    "mixnn",
+    "mixnn_proxy",
+    "shuffle_noisy",
+    "mixnn_noisy",
 ]
 """The rows of `conditions.DEFENCES`."""
-AttackName = Literal["passive", "adaptive", "active"]
+AttackName = Literal["passive", "adaptive", "learned", "active"]
 """The rows of `conditions.ATTACKS`."""
+
+
+AttributeName = Literal["own", "random", "brightness"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +44,11 @@ class Options:
     """Who takes part, where participants are dealt from a pool of images."""
     per_client: int = 500
     """Training examples of each, where participants are dealt from a pool of images."""
+    preferred: float = 0.8
+    """Share of their images from the classes they prefer."""
+    attribute: AttributeName = "own"
+    """What the server asks: the dataset's own; a coin tossed for each person, the control in which
+    nothing can be told; or, where participants are dealt, whose images are brighter."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +65,7 @@ class Evaluate(Options):
         "mixnn_noisy",
     )
     """What stands between the clients and the server."""
-    attacks: tuple[AttackName, ...] = ("passive", "adaptive", "active")
+    attacks: tuple[AttackName, ...] = ("passive", "adaptive", "learned", "active")
     """What the server does."""
     rounds: int = 20
     """Rounds of federated learning."""
@@ -91,7 +110,7 @@ class Membership(Options):
     """Repetitions, each with its own people as participants, halves of records and first model."""
     shadows: int = 64
     """Federations on other halves, which the likelihood ratio is estimated from."""
-    defences: tuple[DefenceName, ...] = ("none", "shuffle", "mixnn", "top_k", "noisy")
+    defences: tuple[DefenceName, ...] = ("none", "shuffle", "mixnn", "sum_only", "top_k", "noisy")
     """What stands between the clients and the server."""
     kept: tuple[float, ...] = (0.1, 0.01)
     """Shares of an update that top-k compression keeps."""

@@ -15,11 +15,9 @@ import numpy as np
 
 import mixjax as mx
 from experiments import people
+from experiments.conditions import DELTA as DELTA
 from experiments.conditions import Case
 from experiments.tasks import Task
-
-# at which a defence's epsilon is given
-DELTA = 1e-5
 
 Row = dict[str, Any]
 Rows = list[Row]
@@ -215,10 +213,14 @@ def chance_of_slots(entry: dict[str, Any]) -> float:
 def check_trained(rows: Rows) -> None:
     """Refuse results of models that nothing, or no more, moved: they say nothing of a defence.
 
+    Noise that ends training is a result; see `warnings`.
+
     Raises:
       InputError: naming the seed, the defence and the attack.
     """
     for case, seeds in by_case(rows).items():
+        if case.row.epsilon is not None:
+            continue
         for seed, own in seeds.items():
             where = f"seed {seed}, defence {case.label}, attack {case.attack}"
             if own[-1]["stepped"]:

@@ -89,6 +89,8 @@ class Scenario(NamedTuple):
       crafts: what the server does to the models it sends; see `attacks.crafted`. Rounds in which
         it isolates somebody are every second.
       uploads: what clients send back, "updates" or "models".
+      preferred: share of preferred classes, where participants are dealt; None for the run's own.
+      central: epsilon of all rounds, by noise on the mean of clipped updates; 0 for none.
     """
 
     label: str
@@ -108,6 +110,8 @@ class Scenario(NamedTuple):
     summed: bool = False
     crafts: Literal["", "isolate", "tag", "balanced", "spread"] = ""
     uploads: str = "updates"
+    preferred: float | None = None
+    central: float = 0.0
 
     def task(self, task: Task) -> Task:
         """The task with the scenario's changes."""
@@ -132,7 +136,19 @@ class Scenario(NamedTuple):
             parts.insert(0, mx.defences.top_k(self.kept))
         if self.sigma:
             parts.insert(0, mx.defences.noisy_gradient(self.sigma, task.clip_norm))
+        if self.central:
+            parts.insert(0, mx.defences.clipped(task.clip_norm))
         return mx.defences.compose(*parts)
+
+    def aggregate(self, task: Task, people: int) -> mx.aggregation.Aggregation:
+        """What the server makes of the updates."""
+        if not self.central:
+            return mx.aggregation.as_aggregation(mx.aggregation.mean)
+        multiplier = mx.accounting.gaussian_noise_multiplier(
+            self.central, conditions.DELTA, task.rounds
+        )
+        # a person's data may be replaced by any other: the distance is twice the bound
+        return mx.aggregation.noisy_mean(2 * multiplier * task.clip_norm / people)
 
     def optimizer(self, task: Task) -> optax.GradientTransformation:
         """The clients'."""
@@ -175,6 +191,8 @@ class Scenario(NamedTuple):
 
     def epsilon(self, task: Task, rounds: int, delta: float) -> float | None:
         """What the noise guarantees each client over all rounds; None without."""
+        if self.central:
+            return self.central
         if not self.sigma:
             return None
         return conditions.noise_epsilon(rounds, delta, sigma=self.sigma, clip_norm=task.clip_norm)
@@ -304,6 +322,58 @@ def rescaling(task: Task, classes: int) -> list[Scenario]:
     ]
 
 
+def batch_sizes(task: Task, classes: int) -> list[Scenario]:
+    """Of local SGD."""
+    del task, classes
+    return [Scenario(f"{size}", training=(("batch_size", size),)) for size in (2, 4, 8, 16, 32)]
+
+
+def widths(task: Task, classes: int) -> list[Scenario]:
+    """Hidden layers of a perceptron."""
+    del task
+    return [
+        Scenario(f"{width}", network=mx.models.MLP(classes, (width, width)))
+        for width in (4, 16, 64, 256)
+    ]
+
+
+def shares(task: Task, classes: int) -> list[Scenario]:
+    """How many of the participants take part in a round."""
+    del task, classes
+    return [Scenario(f"{share:.0%}", share=share) for share in (0.25, 0.5, 0.75, 1.0)]
+
+
+def list_sizes(task: Task, classes: int) -> list[Scenario]:
+    """Entries in each of the proxy's lists."""
+    del task, classes
+    return [Scenario(f"{size}", list_size=size) for size in (1, 2, 3, 5, 8)]
+
+
+def preferences(task: Task, classes: int) -> list[Scenario]:
+    """How much participants prefer some classes, where they are dealt from a pool."""
+    del task, classes
+    return [Scenario(f"{share:.0%}", preferred=share) for share in (0.4, 0.45, 0.5, 0.6, 0.8)]
+
+
+def central(task: Task, classes: int) -> list[Scenario]:
+    """Many participants, of whom a server sees a sum with noise that guards each."""
+    del task, classes
+    return [
+        Scenario("1,000, honest", "nothing", people=1000),
+        *(
+            Scenario(
+                f"{people:,}, ε={epsilon:g}" if epsilon else f"{people:,}, sum only",
+                "nothing",
+                people=people,
+                summed=True,
+                central=epsilon,
+            )
+            for people in (1000, 10_000)
+            for epsilon in (0.0, *conditions.EPSILONS)
+        ),
+    ]
+
+
 def core(task: Task, classes: int) -> list[Scenario]:
     """The three that the others are compared with."""
     return defences(task, classes)[:3]
@@ -321,4 +391,10 @@ STUDIES = {
     "noise": noise,
     "groups": groups,
     "rescaling": rescaling,
+    "batch_sizes": batch_sizes,
+    "widths": widths,
+    "shares": shares,
+    "list_sizes": list_sizes,
+    "preferences": preferences,
+    "central": central,
 }

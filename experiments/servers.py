@@ -7,6 +7,7 @@ them in the order of pseudonyms.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -32,17 +33,27 @@ class Findings(NamedTuple):
     scores: jax.Array
 
 
-def measuring(attack: Attack, graph: channels.Graph, levels: int) -> Attack:
+def measuring(attack: Attack, score: Attack, graph: channels.Graph, levels: int) -> Attack:
     """∇Sim at several levels of knowledge, which measures what any server here may want.
 
     Args:
-      attack: of `sim`, made with the rows of all levels.
+      attack: of `sim` or alike, made with the rows of all levels.
+      score: its scores from its terms; see `scoring`.
       graph: the model's channels.
       levels: of knowledge; see `knowledge.by_level`.
     """
     known = knowledge.by_level(attack, levels)
-    plain = looking(graph, scoring(levels), "nothing")
-    return Attack(None, known.prepare, measure(graph, known), plain.observe)
+    plain = looking(graph, score, "nothing")
+    measured = measure(graph, known)
+    if known.init is None:
+        return Attack(None, known.prepare, measured, plain.observe)
+
+    def observe(key: Any, memory: Any, probe: Any, seen: mx.observation.Observation) -> Any:
+        own = seen._replace(measures=terms(seen.measures))
+        memory, _ = known.observe(key, memory, probe, own)
+        return memory, plain.observe(key, probe, seen)
+
+    return Attack(known.init, known.prepare, measured, observe)
 
 
 def measure(graph: channels.Graph, score: Attack) -> mx.attacks.base.Measure:
@@ -93,9 +104,9 @@ def looking(
 
 
 @functools.cache
-def scoring(levels: int) -> Attack:
-    """∇Sim's scores from its terms alone, for every slot."""
-    return knowledge.by_level(Attack(None, None, None, sim.observe), levels)
+def scoring(levels: int, observe: Callable[..., Any] = sim.observe) -> Attack:
+    """∇Sim's scores from its terms alone, for every slot; or those of another that has them."""
+    return knowledge.by_level(Attack(None, None, None, observe), levels)
 
 
 def terms(tree: Any) -> Any:

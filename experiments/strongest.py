@@ -108,7 +108,7 @@ def server(plan: Plan, split: training.Split, records: Any) -> Attack:
         probe, seen = inner(probe), seen._replace(measures=seen.measures[0])
         _, (sketches, terms) = seen.measures
         own, slot_scores = as_people.observe(key, probe, seen)
-        named = seen.active
+        named = jnp.ones(people, bool)
         if isinstance(found, crafted.Isolated):
             rows = jnp.arange(people)[:, None]
             named = rows[:, 0] == found.client

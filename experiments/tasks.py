@@ -7,21 +7,25 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from flax import linen as nn
 
 import mixjax as mx
 from experiments.options import Options
 
-Load = Callable[[Path | None, int, int, int], mx.data.Dataset]
+Load = Callable[[Path | None, int, int, int, float], mx.data.Dataset]
+BRIGHTER = 0.5
+"""By so much, in standard deviations of a channel, for half of the participants."""
 
 
 class Task(NamedTuple):
     """A dataset's part of the evaluation, and all that decides how a trajectory is trained.
 
     Attributes:
-      load: `(data_dir, people, per_client, seed) -> Dataset`. Where participants are dealt from a
-        pool, `people` is their number with those the server knows, `per_client` their examples and
-        `seed` of the draw; elsewhere all are the dataset's own.
+      load: `(data_dir, people, per_client, seed, preferred) -> Dataset`. Where participants are
+        dealt from a pool, `people` is their number with those the server knows, `per_client` their
+        examples, `seed` of the draw and `preferred` the share of preferred classes; elsewhere all
+        are the dataset's own.
       model: `classes -> network`.
       auxiliary: people the server has auxiliary data of.
       epochs: local epochs a round.
@@ -32,6 +36,7 @@ class Task(NamedTuple):
       momentum: of local SGD.
       kept: shares of an update that top-k compression keeps.
       list_size: entries in each list of the proxy.
+      rounds: of federated learning.
       dealt: whether participants are dealt from a pool: every seed then deals anew.
     """
 
@@ -46,6 +51,7 @@ class Task(NamedTuple):
     momentum: float = 0.9
     kept: tuple[float, ...] = (0.1, 0.01)
     list_size: int = 5
+    rounds: int = 20
     dealt: bool = False
 
 
@@ -63,7 +69,7 @@ def resolve(options: Any) -> Task:
 def _packaged(name: str, loader: Callable[[], mx.data.Dataset]) -> Load:
     """The data comes with a package."""
 
-    def load(folder: Path | None, people: int, per_client: int, seed: int) -> mx.data.Dataset:
+    def load(folder: Path | None, *unused: Any) -> mx.data.Dataset:
         if folder is not None:
             raise mx.InputError(f"expected no --data-dir for {name}, which comes with a package.")
         return loader()
@@ -74,7 +80,7 @@ def _packaged(name: str, loader: Callable[[], mx.data.Dataset]) -> Load:
 def _of_people(name: str, loader: Callable[..., mx.data.Dataset]) -> Load:
     """Participants are the people whose files the folder has."""
 
-    def load(folder: Path | None, people: int, per_client: int, seed: int) -> mx.data.Dataset:
+    def load(folder: Path | None, *unused: Any) -> mx.data.Dataset:
         if folder is None:
             raise mx.InputError(f"expected --data-dir, the folder with the files of {name}.")
         return loader(data_dir=folder)
@@ -85,8 +91,16 @@ def _of_people(name: str, loader: Callable[..., mx.data.Dataset]) -> Load:
 def _dealt(loader: Callable[..., mx.data.Dataset]) -> Load:
     """Participants are dealt from a pool of images."""
 
-    def load(folder: Path | None, people: int, per_client: int, seed: int) -> mx.data.Dataset:
-        return loader(data_dir=folder, participants=people, per_client=per_client, seed=seed)
+    def load(
+        folder: Path | None, people: int, per_client: int, seed: int, preferred: float
+    ) -> mx.data.Dataset:
+        return loader(
+            data_dir=folder,
+            participants=people,
+            per_client=per_client,
+            seed=seed,
+            preferred=preferred,
+        )
 
     return load
 
@@ -205,5 +219,37 @@ def load(
       folder: in place of the options'.
       seed: of the draw, where participants are dealt from a pool.
     """
-    people = options.participants + task.auxiliary
-    return task.load(folder or options.data_dir, people, options.per_client, seed)
+    people, preferred = options.participants + task.auxiliary, options.preferred
+    if not task.dealt and (preferred != Options.preferred or options.attribute == "brightness"):
+        raise mx.InputError(
+            f"expected no --preferred and no --attribute brightness for {options.dataset}, whose "
+            "participants are people and not dealt from a pool of images."
+        )
+    dataset = task.load(folder or options.data_dir, people, options.per_client, seed, preferred)
+    if options.attribute == "own":
+        return dataset
+    return (tossed if options.attribute == "random" else brightened)(dataset, seed)
+
+
+def tossed(dataset: mx.data.Dataset, seed: int) -> mx.data.Dataset:
+    """With an attribute that means nothing: half of the people, drawn at random."""
+    names, of_client = np.unique(dataset.people, return_inverse=True)
+    value = np.random.default_rng(seed).permutation(len(names)) % 2
+    return dataset._replace(
+        attribute=mx.data.Attribute("coin", ("heads", "tails"), value[of_client])
+    )
+
+
+def brightened(dataset: mx.data.Dataset, seed: int) -> mx.data.Dataset:
+    """With an attribute that shifts inputs, and says nothing of labels."""
+    value = np.random.default_rng(seed).permutation(len(dataset.people)) % 2
+
+    def shifted(data: mx.data.ClientData) -> mx.data.ClientData:
+        inputs = np.asarray(data.examples.inputs)
+        by = (BRIGHTER * value).astype(inputs.dtype).reshape(-1, *[1] * (inputs.ndim - 1))
+        return data._replace(examples=data.examples._replace(inputs=inputs + by))
+
+    attribute = mx.data.Attribute("brightness", ("darker", "brighter"), value)
+    return dataset._replace(
+        train=shifted(dataset.train), test=shifted(dataset.test), attribute=attribute
+    )

@@ -45,6 +45,10 @@ class Setting(NamedTuple):
     keep_updates: bool = False
 
 
+HALVES = 4
+"""Of each person that the server knows, besides the whole one: more to learn from."""
+
+
 class Accuracies(NamedTuple):
     """Shares of examples told right.
 
@@ -68,6 +72,8 @@ class Split(NamedTuple):
       truth: their attribute, `[clients]`.
       auxiliary: what the server knows, arrays `[levels, values, ...]`.
       known: how many people that is, level by level; the last is all of them.
+      shadows: the training data of all of them one by one, and of halves of them.
+      shadow_truth: their attribute.
     """
 
     train: mx.data.ClientData
@@ -76,6 +82,8 @@ class Split(NamedTuple):
     truth: np.ndarray
     auxiliary: mx.data.ClientData
     known: tuple[int, ...]
+    shadows: mx.data.ClientData
+    shadow_truth: np.ndarray
 
     @property
     def values(self) -> int:
@@ -168,15 +176,16 @@ def split_people(dataset: mx.data.Dataset, seed: int, auxiliary: int, *, sweep: 
         )
     outside = np.isin(dataset.people, known)
     participants, others = np.flatnonzero(~outside), np.flatnonzero(outside)
+    shadows = mx.data.take(dataset.train, others)
     return Split(
         train=mx.data.take(dataset.train, participants),
         test=mx.data.take(dataset.test, participants),
-        outsiders=_together(
-            mx.data.take(dataset.train, others), mx.data.take(dataset.test, others)
-        ),
+        outsiders=_together(shadows, mx.data.take(dataset.test, others)),
         truth=of_client[participants],
         auxiliary=jax.tree.map(lambda *leaves: jnp.stack(leaves), *pools),
         known=tuple(counts),
+        shadows=mx.attacks.shadows.halves(seed, shadows, copies=HALVES),
+        shadow_truth=np.tile(of_client[others], 1 + HALVES),
     )
 
 
@@ -276,7 +285,9 @@ def federation(
     """The federation under attack."""
     levels, values = split.auxiliary.counts.shape
     even = levels * values % mesh.size == 0
-    attack = setting.case.server.make(split.rows(), mesh if even else None)
+    server = setting.case.server
+    attack = server.make(split, mesh if even else None)
+    score = servers.scoring(levels, server.observe)
     defence = setting.case.with_traced(traced).perturbation()
     if setting.mixed:
         mixing = conditions.with_mix(mx.defences.none(), setting.case.mix())
@@ -284,7 +295,7 @@ def federation(
     return mx.federation.fedavg(
         local_training(setting),
         defence=defence,
-        attack=servers.measuring(attack, setting.graph, levels),
+        attack=servers.measuring(attack, score, setting.graph, levels),
         # the mean of the mixed tensors themselves: what the shortcut must agree with
         aggregate=dataclasses.replace(mx.aggregation.mean, additive=not setting.mixed),
         evaluate=lambda params: Accuracies(

@@ -15,7 +15,18 @@ import numpy as np
 from jaxtyping import Array
 
 from mixjax import _axes, _validate
-from mixjax.types import Active, Memory, Params, Updates, Weights, floating, times, widest
+from mixjax.types import (
+    Active,
+    Memory,
+    Params,
+    PRNGKey,
+    Scalar,
+    Updates,
+    Weights,
+    floating,
+    times,
+    widest,
+)
 from mixjax.types import wide as wide_dtype
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -93,6 +104,32 @@ def as_aggregation(value: Any) -> Aggregation:
         _validate.check_signature(made.init, ("params",), f"init of {what}")
     _validate.check_signature(made.reduce, (*memory, "updates", "active"), what)
     return made
+
+
+def noisy_mean(sigma: Scalar) -> Aggregation:
+    """The mean with Gaussian noise N(0, sigma²) on each coordinate: central DP-FedAvg.
+
+    Of updates clipped to S and weighted equally (`defences.clipped`, `weighting="uniform"`), C of
+    them in every round, the noise multiplier is C sigma / (2 S) where one client's data are
+    replaced by any other; see `accounting`. It guards what is learned, and against a server only
+    behind secure aggregation (`defences.secure_aggregation`), which then sees the noisy mean.
+    Source: McMahan et al. 2018, arXiv:1710.06963, with a fixed cohort.
+
+    Args:
+      sigma: standard deviation in the units of the mean.
+    """
+    _validate.check_non_negative(sigma, "sigma")
+
+    def reduce(key: PRNGKey, memory: Memory, updates: Updates, active: Active) -> Any:
+        leaves, structure = jax.tree.flatten(mean(updates, active))
+        noisy = []
+        for one, leaf in zip(jax.random.split(key, len(leaves)), leaves, strict=True):
+            dtype = floating(leaf.dtype)
+            noise = jnp.asarray(sigma, dtype) * jax.random.normal(one, leaf.shape, dtype)
+            noisy.append(leaf.astype(dtype) + noise)
+        return memory, jax.tree.unflatten(structure, noisy)
+
+    return Aggregation(reduce, additive=True, init=lambda params: ())
 
 
 def relative_weights(weights: Weights, active: Active | None = None) -> Weights:

@@ -206,7 +206,8 @@ assert not slow, slow
 def test_every_row_has_a_colour_of_its_own_and_a_label() -> None:
     task = tasks.TASKS["watch"]
     cases = conditions.cases(conditions.DEFENCES, "passive", task)
-    assert len({row.color for row in conditions.DEFENCES.values()}) == len(conditions.DEFENCES)
+    looks = {(row.color, row.line) for row in conditions.DEFENCES.values()}
+    assert len(looks) == len(conditions.DEFENCES)
     assert len({case.label for case in cases}) == len(cases)
     for case in cases:
         static, traced = case.split_traced()
@@ -253,11 +254,11 @@ def test_the_reversed_control_is_the_same_people_and_nearly_the_same_training() 
 
 
 def test_membership_is_judged_behind_each_defence(tmp_path: Path) -> None:
-    options: dict[str, Any] = {"dataset": "vowels", "defences": ("none", "mixnn")}
+    options: dict[str, Any] = {"dataset": "vowels", "defences": ("none", "mixnn", "sum_only")}
     config = membership.Config(**options, rounds=1, seeds=1, shadows=4, out=tmp_path)
     membership.main(config)
     entries = json.loads((tmp_path / "summary.json").read_text())["results"]
-    assert set(entries) == {"plain FL", "MixNN", "the sum alone"}
+    assert set(entries) == {"plain FL", "MixNN", "sum only"}
     for entry in entries.values():
         assert entry.pop("excluded") == 0
         # 11 people, 11 vowels, three of six

@@ -41,8 +41,8 @@ PUBLIC = [
 DEFINED = {
     "accounting": "gaussian_delta gaussian_epsilon gaussian_noise_multiplier "
     "joint_noise_multiplier noise_multiplier shuffled_delta shuffled_epsilon",
-    "aggregation": "Aggregation Reduce as_aggregation coordinate_median krum mean relative_weights "
-    "scale trimmed_mean",
+    "aggregation": "Aggregation Reduce as_aggregation coordinate_median krum mean noisy_mean "
+    "relative_weights scale trimmed_mean",
     "attacks": "",
     "attacks.base": "Attack Init Measure Observe Prepare Probe Send check",
     "attacks.channels": "Graph Hidden Norm Role asymmetry check_graph of_pairs rescaled trace",

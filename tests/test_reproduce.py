@@ -116,7 +116,7 @@ def test_the_planted_faces_suffice_for_their_configuration(tmp_path: Path) -> No
     setting = tomllib.loads((reproduce.CONFIGS / "lfw.toml").read_text())
     task, clients = tasks.TASKS["lfw"], setting["participants"]
     folder = reproduce.PLANTED["lfw"](tmp_path)
-    data = task.load(folder, clients + task.auxiliary, setting["per_client"], 0)
+    data = task.load(folder, clients + task.auxiliary, setting["per_client"], 0, 0.8)
     np.testing.assert_array_equal(data.train.counts, setting["per_client"])
     assert len(data.train.counts) == clients + task.auxiliary
 

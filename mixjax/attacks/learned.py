@@ -13,9 +13,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import numpy.typing as npt
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from mixjax import _axes, _validate, cohort
 from mixjax import units as units_lib
@@ -110,7 +109,7 @@ def directions(
     rows = jax.tree.map(centred, updates)
     products = [_product(leaf, leaf.T) for leaf in jax.tree.leaves(rows)]
     gram = sum(products, jnp.zeros((people, people), dtype))
-    wanted = jnp.asarray(np.eye(values)[names], dtype)
+    wanted = (names[:, None] == jnp.arange(values)[None]).astype(dtype)
     wanted = jnp.where(known[:, None], wanted - _product(weight[None], wanted), 0)
     scale = jnp.sum(jnp.diagonal(gram) * weight)
     usable = scale > 0
@@ -161,16 +160,21 @@ def unit_scores(terms: sim.Terms, active: Active) -> Float[Array, "clients units
     return jnp.where(usable, cosines - mean, 0)
 
 
-def check_attribute(attribute: Any, values: Any, people: int) -> np.ndarray:
-    """Whole numbers from 0, one for each of so many people, every value at least once."""
-    names = _validate.host_array(attribute, "attribute", "iu")
+def check_attribute(attribute: Any, values: Any, people: int) -> Int[Array, " people"]:
+    """Whole numbers from 0, one for each of so many people, every value at least once.
+
+    Of a traced attribute the shape is looked at alone.
+    """
     _validate.check_positive(values, "values", integer=True)
+    if not _validate.concrete(attribute) and attribute.shape == (people,):
+        return attribute.astype(jnp.int32)
+    names = _validate.host_array(attribute, "attribute", "iu")
     if names.shape != (people,) or sorted(set(names.tolist())) != list(range(values)):
         raise _validate.InputError(
             f"expected an attribute of 0..{values - 1} for each of {people} shadow people, every "
             f"value at least once; got {names.tolist()}."
         )
-    return names
+    return jnp.asarray(names, jnp.int32)
 
 
 def _product(left: Array, right: Array) -> Array:

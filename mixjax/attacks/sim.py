@@ -172,22 +172,61 @@ def passive(auxiliary: ClientData, *, mesh: jax.sharding.Mesh | None = None) -> 
     return Attack(None, prepare, measure, observe)
 
 
-def active(auxiliary: ClientData, *, mesh: jax.sharding.Mesh | None = None) -> Attack:
+def active(
+    auxiliary: ClientData, *, every: int | None = None, mesh: jax.sharding.Mesh | None = None
+) -> Attack:
     """The server sends a model equidistant from the attributes' models, and looks.
 
     The directions then point from the sent model to each attribute's own, so that training
-    pulls an update visibly towards one of them. The clients' updates start from the sent model,
-    so the attack changes what is learned.
+    pulls an update visibly towards one of them.
+
+    Args:
+      auxiliary: see `passive`.
+      every: the rounds whose number it divides are those of the crafted model: the server keeps its
+        own aside, and learns nothing; in the others it is passive. With None every round's model
+        is crafted and learned from: updates then start from the sent model, so the attack changes
+        what is learned, for its auxiliary people's good.
+      mesh: see `passive`.
+
+    Raises:
+      InputError: as `passive`, and for a number of rounds out of range.
     """
     _check_auxiliary(auxiliary)
+    if every is not None:
+        _validate.check_positive(every, "every", integer=True)
 
-    def prepare(key: PRNGKey, params: Params, local: LocalTraining) -> Probe:
+    def crafted(key: PRNGKey, params: Params, local: LocalTraining) -> tuple[Directions, Params]:
         offsets = directions(key, params, auxiliary, local, mesh=mesh)
-        center = circumcenter(offsets)
+        return offsets, circumcenter(offsets)
+
+    def towards(offsets: Directions, center: Params, params: Params) -> Probe:
         sent = jax.tree.map(lambda a, b: a + b.astype(a.dtype), params, center)
         return Probe(sent, jax.tree.map(lambda row, mid: row - mid[None], offsets, center))
 
-    return Attack(None, prepare, measure, observe)
+    if every is None:
+        return Attack(
+            None,
+            lambda key, params, local: towards(*crafted(key, params, local), params),
+            measure,
+            observe,
+        )
+
+    def init(params: Params, units: units_lib.Units, clients: int) -> Array:
+        del params, units, clients
+        return jnp.zeros((), jnp.int32)
+
+    def prepare(key: PRNGKey, memory: Array, params: Params, local: LocalTraining) -> Probe:
+        offsets, center = crafted(key, params, local)
+        crafts = memory % every == 0
+        center = jax.tree.map(lambda mid: jnp.where(crafts, mid, jnp.zeros_like(mid)), center)
+        return towards(offsets, center, params)._replace(learns=~crafts)
+
+    def count(
+        key: PRNGKey, memory: Array, probe: Probe, observation: Observation
+    ) -> tuple[Array, Array]:
+        return memory + 1, observe(key, probe, observation)
+
+    return Attack(init, prepare, measure, count)
 
 
 def _check_auxiliary(auxiliary: Any) -> None:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import mixjax as mx
-from experiments import servers
+from experiments import people, servers
 from experiments.conditions import Case, UnitScores
 from experiments.knowledge import at_last
 from experiments.training import Split, Trajectory
@@ -236,6 +236,8 @@ def rows(
         if updates is not None and plain and (index + 1) % NEIGHBOUR_EVERY == 0:
             row |= _neighbours(updates, index, clients, units)
         result.append(row)
+    ids = np.asarray(split.train.ids)[:clients]
+    result[-1] |= people.columns(summed[-1, ..., -1, :], owners, split.truth, ids)
     return result
 
 

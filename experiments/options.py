@@ -140,20 +140,30 @@ class Adversaries(Options):
 
 @dataclasses.dataclass(frozen=True)
 class Membership(Options):
-    """Evaluate the gradient-cosine membership score behind each defence."""
+    """Evaluate membership scores behind each defence: a cosine, and a likelihood ratio (LiRA)."""
 
     rounds: int = 5
     """Rounds before the one that is looked at."""
-    seeds: int = 5
-    """Repetitions, each with its own people as participants."""
-    records: int = 50
-    """Candidates of each participant: at most so many members, and as many others."""
-    defences: tuple[DefenceName, ...] = ("none", "mixnn", "top_k", "noisy")
+    seeds: int = 10
+    """Repetitions, each with its own people as participants, halves of records and first model."""
+    shadows: int = 64
+    """Federations on other halves, which the likelihood ratio is estimated from."""
+    defences: tuple[DefenceName, ...] = ("none", "shuffle", "mixnn", "sum_only", "top_k", "noisy")
     """What stands between the clients and the server."""
     kept: tuple[float, ...] = (0.1, 0.01)
     """Shares of an update that top-k compression keeps."""
     noise: tuple[float, ...] | None = None
     """Standard deviations of the noisy gradient; the dataset's largest by default."""
+    epochs: int | None = None
+    """Local epochs a round; the dataset's by default."""
+    batch_size: int | None = None
+    """Examples a local step; the dataset's by default."""
+    learning_rate: float | None = None
+    """Of local SGD; the dataset's by default."""
+    momentum: float = 0.9
+    """Of local SGD."""
+    auxiliary: int | None = None
+    """How many people take no part; the dataset's by default."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     """Where to write; results/membership_DATASET by default."""
 

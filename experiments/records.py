@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import mixjax as mx
-from experiments import results, resume
+from experiments import members, results, resume
 
 ROWS = f"{resume.ROUNDS}.gz"
 
@@ -55,6 +55,9 @@ def rows(folder: Path) -> results.Rows:
 def recomputed(folder: Path) -> dict[str, Any]:
     """The summary anew, from the rows: what `summary.json` must hold."""
     written = results.read_summary(folder / resume.SUMMARY)
+    if written.get("kind") == members.KIND:
+        told = (written[name] for name in ("config", "data", "sessions"))
+        return members.summarize(rows(folder), *told)
     told = (written[name] for name in ("config", "data", "parameters", "sessions"))
     return results.summarize(rows(folder), *told)
 

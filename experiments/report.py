@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments import claims, records
+from experiments import claims, members, people, records
+from experiments.conditions import Case
 from experiments.results import (
     DELTA,
     by_entry,
@@ -80,8 +81,15 @@ def text(page: Path, entries: Sequence[Entry], *, quick: bool = False) -> str:
     parts = ["# Results", sentences(runs), INTRODUCTION]
     parts = [part for part in parts if part]
     if quick:
+<<<<<<< HEAD
         parts.insert(1, "**Toy sizes: this page shows that everything runs, and nothing else.**")
     parts.append(judged(finished))
+=======
+        parts.append("**Toy sizes: this page shows that everything runs, and nothing else.**")
+    # what is asked of records comes after what is asked of people
+    finished.sort(key=lambda pair: pair[1].get("kind") == members.KIND)
+    parts.append(judged([pair for pair in finished if pair[1].get("kind") != members.KIND]))
+>>>>>>> 81f1e4362629b9faaebdb8c95a7471b576a2c204
     for entry, summary in finished:
         parts += [section(entry, summary), *shown_figures(page, entry.name)]
     if others:
@@ -181,7 +189,9 @@ Accuracies in points, after the last round."""
 
 
 def section(entry: Entry, summary: dict[str, Any]) -> str:
-    """Conditions, table and layers of one run."""
+    """Conditions and tables of one run."""
+    if summary.get("kind") == members.KIND:
+        return members.section(entry.title, notes(entry, summary), summary)
     config, environment = summary["config"], summary["environment"]
     conditions = (
         f"{config['rounds']} rounds, {config['seeds']} seeds, {config['epochs']} local epochs, "
@@ -191,7 +201,18 @@ def section(entry: Entry, summary: dict[str, Any]) -> str:
         f"{environment['flax']}, optax {environment['optax']}, numpy {environment['numpy']}; "
         f"{environment['devices']} {environment['device']} devices on {environment['cpus']} cores."
     )
-    parts = [f"## {entry.title}"]
+    excluded = warnings(summary)
+    broken = ["**Broken updates**: " + " ".join(excluded)] if excluded else []
+    parts = [f"## {entry.title}", *notes(entry, summary), *broken]
+    dealt = TASKS[config["dataset"]].dealt
+    parts += [conditions, covered(summary), table(summary), layers(summary), COMMENT]
+    parts.append(recognised(summary, dealt=dealt))
+    return "\n\n".join(part for part in parts if part)
+
+
+def notes(entry: Entry, summary: dict[str, Any]) -> list[str]:
+    """What a reader must know first: that options have changed, or that data is planted."""
+    parts, config = [], summary["config"]
     if config != entry.config:
         names = sorted({*config, *entry.config})
         changed = [name for name in names if config.get(name) != entry.config.get(name)]
@@ -200,11 +221,7 @@ def section(entry: Entry, summary: dict[str, Any]) -> str:
         )
     if summary["data"]["planted"]:
         parts.append("**Planted data.**")
-    excluded = warnings(summary)
-    if excluded:
-        parts.append("**Broken updates**: " + " ".join(excluded))
-    parts += [conditions, covered(summary), table(summary), layers(summary), COMMENT]
-    return "\n\n".join(part for part in parts if part)
+    return parts
 
 
 def shown_figures(page: Path, name: str) -> list[str]:
@@ -234,9 +251,10 @@ def covered(summary: dict[str, Any]) -> str:
             "images."
         )
     count = math.comb(people, known)
+    ways = f"at most {count:,}" if count < 10**6 else "millions of"
     return (
-        f"Every seed draws which {people - known} of {people} people take part (at most "
-        f"{count:,} ways) and {always}: the intervals cover these draws from the same {people} "
+        f"Every seed draws which {people - known} of {people} people take part ({ways} "
+        f"ways) and {always}: the intervals cover these draws from the same {people} "
         "people, and say nothing of others."
     )
 
@@ -297,3 +315,52 @@ def layers(summary: dict[str, Any]) -> str:
         f"{counts[largest] / total:.0%} of the parameters."
     )
     return "\n".join(lines) + (note if counts[largest] > total / 2 else "")
+
+
+SHOWN = (
+    Case("none", "passive"),
+    Case("shuffle", "passive"),
+    Case("mixnn", "passive"),
+    Case("mixnn", "adaptive"),
+)
+"""Lines of the table of who is recognised."""
+
+
+def recognised(summary: dict[str, Any], *, dealt: bool) -> str:
+    """Who is recognised; empty where no row tells.
+
+    Args:
+      summary: see `results.summarize`.
+      dealt: whether each seed makes other participants of a pool: there are no people to count.
+    """
+    entries = by_entry(summary)
+    cases = {case: entries[case] for case in SHOWN if entries.get(case, {}).get("recognised")}
+    if not cases:
+        return ""
+    values = summary["data"]["values"]
+    first = next(iter(cases.values()))
+    rates = first["true_positive_rates"]
+    names = ["defence", "attack"]
+    for index, value in enumerate(values):
+        told = first["recognised"].get(str(index))
+        names.append(value if told is None or dealt else f"{value} ({told['people']} people)")
+        names += [] if dealt else ["always", "seldom"]
+    names += [f"TPR at {float(rate):.0%}" for rate in rates]
+    lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
+    for case, entry in cases.items():
+        cells = [case.label, case.attack]
+        for index in range(len(values)):
+            told = entry["recognised"].get(str(index))
+            cells.append("–" if told is None else percent(told))
+            if not dealt:
+                cells += ["–", "–"] if told is None else [str(told["always"]), str(told["seldom"])]
+        cells += [percent(entry["true_positive_rates"][rate]) for rate in rates]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([RECOGNISED + ("" if dealt else COUNTED), "", *lines])
+
+
+RECOGNISED = """Who is recognised, with scores summed over all rounds: the share of participants
+of each value."""
+COUNTED = f""" *Always* and *seldom* count people, who were recognised in at least
+{100 * people.ALWAYS:.0f} % and in less than {100 * people.SELDOM:.0f} % of the seeds in which they
+took part."""

@@ -1,12 +1,14 @@
 """All published numbers, a configuration each, and the page that shows them.
 
 `python -m experiments.reproduce` runs every file of `experiments/configs` through
-`experiments.evaluate`, continues what was stopped, and leaves alone what is finished or published.
-It writes `docs/results.md`, of planted data `docs/planted.md`, and beside them the records that
-both are made from. A set whose data is not there is listed as not run.
+`experiments.evaluate`, those of `membership` through `experiments.membership`, continues what was
+stopped, and leaves alone what is finished or published. It writes `docs/results.md`, of planted
+data `docs/planted.md`, and beside them the records that both are made from. A set whose data is not
+there is listed as not run.
 """
 
 from experiments import cli
+from experiments.options import Options
 from experiments.options import Reproduce as Config
 
 if __name__ == "__main__":
@@ -24,9 +26,23 @@ from typing import Any, NamedTuple
 import rich.console
 
 import mixjax as mx
-from experiments import evaluate, planted, provenance, records, report, results, tasks
+from experiments import (
+    evaluate,
+    membership,
+    planted,
+    provenance,
+    records,
+    report,
+    results,
+    tasks,
+)
 
 CONFIGS = Path(__file__).parent / "configs"
+# the options of each command, its files, and what continues a run that was stopped
+COMMANDS: dict[str, tuple[type[Any], str, list[str]]] = {
+    "evaluate": (evaluate.Config, "*.toml", ["--resume"]),
+    "membership": (membership.Config, "membership/*.toml", []),
+}
 PLANTED = {
     "motionsense": lambda folder: planted.motionsense(folder),
     "mobiact": lambda folder: planted.mobiact(folder, samples=(1600, 1200), trials=1),
@@ -58,6 +74,7 @@ def main(config: Config) -> None:
             out / name,
             setting.planted and folder is None,
             published,
+            command=setting.command,
         )
         if problem:
             failed.append(name)
@@ -74,39 +91,45 @@ class Setting(NamedTuple):
     Attributes:
       title: of its section.
       planted: whether it is run on synthetic data where no folder is given.
-      options: of `experiments.evaluate`.
+      options: of the command.
+      command: of `COMMANDS`.
     """
 
     title: str
     planted: bool
     options: dict[str, Any]
+    command: str
 
 
 def configurations(*, quick: bool = False) -> dict[str, Setting]:
     """All configurations by name, at toy sizes where asked."""
     found = {}
-    for path in sorted(CONFIGS.glob("*.toml")):
-        options = tomllib.loads(path.read_text())
-        title, synthetic = options.pop("title"), options.pop("planted", False)
-        toy = options.pop("quick")
-        found[path.stem] = Setting(title, synthetic, options | (toy if quick else {}))
+    for command, (_, pattern, _) in COMMANDS.items():
+        for path in sorted(CONFIGS.glob(pattern)):
+            options = tomllib.loads(path.read_text())
+            title, synthetic = options.pop("title"), options.pop("planted", False)
+            toy = options.pop("quick")
+            name = "_".join(path.relative_to(CONFIGS).with_suffix("").parts)
+            found[name] = Setting(title, synthetic, options | (toy if quick else {}), command)
     return found
 
 
 def entries(settings: dict[str, Setting]) -> list[report.Entry]:
     """The sections of the pages."""
     return [
-        report.Entry(name, setting.title, asked(setting.options)[2])
+        report.Entry(name, setting.title, asked(setting.options, setting.command)[2])
         for name, setting in settings.items()
     ]
 
 
-def asked(options: dict[str, Any]) -> tuple[evaluate.Config, tasks.Task, dict[str, Any]]:
+def asked(
+    options: dict[str, Any], command: str = "evaluate"
+) -> tuple[Options, tasks.Task, dict[str, Any]]:
     """What the options of a file come to."""
     given: dict[str, Any] = {
         name: tuple(v) if isinstance(v, list) else v for name, v in options.items()
     }
-    config = evaluate.Config(**given)
+    config = COMMANDS[command][0](**given)
     task = tasks.resolve(config)
     return config, task, results.config_dict(config, task)
 
@@ -123,7 +146,13 @@ def check(config: Config, settings: dict[str, Setting]) -> None:
 
 
 def run(
-    setting: dict[str, Any], folder: Path | None, out: Path, synthetic: bool, published: Path
+    setting: dict[str, Any],
+    folder: Path | None,
+    out: Path,
+    synthetic: bool,
+    published: Path,
+    *,
+    command: str = "evaluate",
 ) -> str | None:
     """One configuration in a process of its own; returns what went wrong.
 
@@ -131,13 +160,14 @@ def run(
     those asked for.
 
     Args:
-      setting: options of `experiments.evaluate`.
+      setting: options of the command.
       folder: of the data.
       out: where the run is kept.
       synthetic: whether to run on planted data.
       published: the folder of its records.
+      command: of `COMMANDS`.
     """
-    config, task, options = asked(setting)
+    config, task, options = asked(setting, command)
     for place in (out, published):
         summary = records.summary(place)
         if summary is None or not records.complete(summary):
@@ -151,16 +181,17 @@ def run(
             if place == out:
                 _publish(out, published)
             return None
-    command = [sys.executable, "-m", "experiments.evaluate", "--resume", "--out", str(out)]
+    line = [sys.executable, "-m", f"experiments.{command}", *COMMANDS[command][2]]
+    line += ["--out", str(out)]
     for name, value in setting.items():
         values = value if isinstance(value, list) else [value]
-        command += [f"--{name.replace('_', '-')}", *map(str, values)]
+        line += [f"--{name.replace('_', '-')}", *map(str, values)]
     with tempfile.TemporaryDirectory() as scratch:
         if synthetic:
             folder = PLANTED[setting["dataset"]](Path(scratch))
         if folder is not None:
-            command += ["--data-dir", str(folder)]
-        done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
+            line += ["--data-dir", str(folder)]
+        done = subprocess.run(line, stderr=subprocess.PIPE, text=True, check=False)
     warned = [line for line in done.stderr.splitlines() if line.startswith("warning: ")]
     print(*warned, sep="\n", end="\n" * bool(warned), file=sys.stderr)
     if done.returncode:
@@ -180,7 +211,7 @@ def _publish(out: Path, published: Path) -> None:
 
 def _same_data(
     data: dict[str, Any],
-    config: evaluate.Config,
+    config: Options,
     task: tasks.Task,
     folder: Path | None,
     synthetic: bool,

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 import mixjax as mx
+from experiments import people
 from experiments.conditions import DELTA as DELTA
 from experiments.conditions import Case
 from experiments.tasks import Task
@@ -33,9 +34,10 @@ def with_nan(content: Any) -> Any:
 
 
 def read_summary(path: Path) -> dict[str, Any]:
-    """The contents of `summary.json`, as `summarize` made them."""
+    """The contents of `summary.json`, as `summarize` or `members.summarize` made them."""
     summary = json.loads(path.read_bytes())
-    return summary | {name: with_nan(summary[name]) for name in ("chance", "results")}
+    numbers = {"chance", "results"} & summary.keys()
+    return summary | {name: with_nan(summary[name]) for name in numbers}
 
 
 def _replaced(value: Any, replace: Callable[[Any], Any]) -> Any:
@@ -183,7 +185,7 @@ def summarize(
         if "aggregate_difference" in own[0]:
             entry["aggregate_difference"] = max(row["aggregate_difference"] for row in own)
             entry["aggregate_exact"] = all(row["aggregate_exact"] for row in own)
-        results.append(entry)
+        results.append(entry | people.summarize(seeds))
     return {
         "config": config,
         "data": data,

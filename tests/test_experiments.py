@@ -17,6 +17,7 @@ from experiments import (
     conditions,
     evaluate,
     figures,
+    members,
     membership,
     options,
     report,
@@ -255,15 +256,48 @@ def test_the_reversed_control_is_the_same_people_and_nearly_the_same_training() 
 
 
 def test_membership_is_judged_behind_each_defence(tmp_path: Path) -> None:
-    config = membership.Config(rounds=1, seeds=1, records=4, kept=(), noise=(), out=tmp_path)
+    options: dict[str, Any] = {"dataset": "vowels", "defences": ("none", "mixnn", "sum_only")}
+    config = membership.Config(**options, rounds=1, seeds=1, shadows=4, out=tmp_path)
     membership.main(config)
-    results = json.loads((tmp_path / "membership.json").read_text())["results"]
-    assert set(results) == {"plain FL", "MixNN"}
-    for measures in results.values():
-        assert measures.pop("excluded") == 0
-        assert set(measures) == {"auc", "true_positive_rate"}
-        for interval in measures.values():
+    entries = json.loads((tmp_path / "summary.json").read_text())["results"]
+    assert set(entries) == {"plain FL", "MixNN", "sum only"}
+    for entry in entries.values():
+        assert entry.pop("excluded") == 0
+        # 11 people, 11 vowels, three of six
+        assert entry.pop("members") == entry.pop("others") == 363
+        assert set(entry) == set(members.FIGURES)
+        for interval in entry.values():
             assert set(interval) == INTERVAL
             assert 0 <= interval["mean"] <= 1
             # of one seed there is no interval
             assert interval["low"] is interval["high"] is None
+    assert len((tmp_path / "rounds.jsonl").read_text().splitlines()) == 3
+
+
+def test_candidates_are_drawn_anew_and_matched_by_class() -> None:
+    split = training.split_people(mx.datasets.vowels(), 0, 4, sweep=False)
+    # a person with an odd number of records of a class
+    split = split._replace(train=split.train._replace(counts=split.train.counts - 1))
+    records = membership.draw(0, split, 5)
+    people = np.concatenate([split.train.examples.labels, split.test.examples.labels], axis=1)
+    assert records.used.shape == (5, *records.examples.labels.shape)
+    assert people.shape[1] == records.examples.labels.shape[1] + 1
+    for run, used in enumerate(records.used):
+        rows = records.rows[run]
+        for client, own in enumerate(used):
+            chosen = rows[client][rows[client] >= 0]
+            assert sorted(chosen) == np.flatnonzero(own).tolist()
+    labels = np.asarray(records.examples.labels)
+    member = records.used[0] & records.candidates
+    other = ~records.used[0] & records.candidates
+    for client in range(len(labels)):
+        counts = [np.bincount(labels[client][part[client]]) for part in (member, other)]
+        np.testing.assert_array_equal(*counts)
+    assert records.candidates.sum() == 11 * (66 - 2)
+    assert not np.array_equal(records.used[0], records.used[1])
+    real = records.used[1:3].any(axis=0)
+    assert real.sum() == 11 * 65
+    np.testing.assert_array_equal(records.used[1:].sum(axis=0), np.where(real, 2, 0))
+    again = membership.draw(0, split, 5)
+    np.testing.assert_array_equal(again.used, records.used)
+    assert not np.array_equal(membership.draw(1, split, 5).used, records.used)

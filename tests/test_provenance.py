@@ -204,21 +204,19 @@ def test_an_evaluation_that_diverged_fails_draws_nothing_and_keeps_its_rows(
 def test_membership_of_a_model_that_diverged_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wild = tasks.TASKS["watch"]._replace(learning_rate=1e30)
-    monkeypatch.setitem(tasks.TASKS, "watch", wild)
-    options: dict[str, Any] = {"defences": ("none",), "records": 2}
+    wild = tasks.TASKS["vowels"]._replace(learning_rate=1e30)
+    monkeypatch.setitem(tasks.TASKS, "vowels", wild)
+    options: dict[str, Any] = {"defences": ("none",), "dataset": "vowels", "shadows": 4}
     config = membership.Config(**options, rounds=1, seeds=1, out=tmp_path)
-    with pytest.raises(mx.InputError, match=r"seed 0, before any defence: of 1 rounds the last to"):
+    with pytest.raises(mx.InputError, match=r"seed 0, defence plain FL: of 1 rounds the last took"):
         membership.main(config)
     assert not list(tmp_path.iterdir())
 
 
 def test_membership_behind_a_defence_that_breaks_every_update_is_an_error(tmp_path: Path) -> None:
-    options: dict[str, Any] = {"defences": ("none", "noisy"), "records": 2, "noise": (3e38,)}
-    config = membership.Config(**options, rounds=1, seeds=1, out=tmp_path)
-    with pytest.raises(
-        mx.InputError, match=r"seed 0, defence noise σ=3e\+38: the round that is lo"
-    ):
+    options: dict[str, Any] = {"defences": ("noisy",), "dataset": "vowels", "noise": (3e38,)}
+    config = membership.Config(**options, rounds=1, seeds=1, shadows=4, out=tmp_path)
+    with pytest.raises(mx.InputError, match=r"seed 0, defence noise σ=3e\+38: of 1 rounds the la"):
         membership.main(config)
     assert not list(tmp_path.iterdir())
 

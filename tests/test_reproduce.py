@@ -9,7 +9,16 @@ import numpy as np
 import pytest
 
 import mixjax as mx
-from experiments import claims, evaluate, planted, records, report, reproduce, tasks
+from experiments import (
+    claims,
+    evaluate,
+    members,
+    planted,
+    records,
+    report,
+    reproduce,
+    tasks,
+)
 
 FILES = sorted(reproduce.CONFIGS.glob("*.toml"))
 TOY = {
@@ -81,6 +90,28 @@ def test_every_configuration_runs_and_has_its_section(
             assert (page.parent / "results" / target.split(")")[0]).is_file()
 
 
+def test_membership_runs_and_has_its_section(tmp_path: Path) -> None:
+    setting = reproduce.configurations(quick=True)["membership_vowels"]
+    options = setting.options | {"rounds": 1, "seeds": 2, "epochs": 1, "shadows": 4}
+    page, out = tmp_path / "docs" / "results.md", tmp_path / "out"
+    published = records.beside(page) / "membership_vowels"
+    for place in (out, tmp_path / "elsewhere"):
+        problem = reproduce.run(options, None, place, False, published, command="membership")
+        assert problem is None
+    # what is published is not run again
+    assert not (tmp_path / "elsewhere").exists()
+    config = reproduce.asked(options, "membership")[2]
+    text = report.text(page, [report.Entry("membership_vowels", "Members", config)])
+    assert "## Members\n\n1 rounds, 2 seeds" in text
+    assert "which 363 others allow 3." in text
+    summary = records.summary(published)
+    np.testing.assert_equal(records.recomputed(published), summary)
+    assert summary is not None
+    lines = members.markdown(summary).splitlines()
+    assert {line.count("|") for line in lines} == {8}
+    assert [line.split(" | ")[0][2:] for line in lines[2:-1]] == list(summary["results"])
+
+
 def test_the_planted_faces_suffice_for_their_configuration(tmp_path: Path) -> None:
     setting = tomllib.loads((reproduce.CONFIGS / "lfw.toml").read_text())
     task, clients = tasks.TASKS["lfw"], setting["participants"]
@@ -101,9 +132,8 @@ def test_seeds_deal_other_images_and_resuming_deals_the_same(tmp_path: Path) -> 
 
 
 def test_real_sets_have_ten_seeds_or_more() -> None:
-    for file in FILES:
-        setting = tomllib.loads(file.read_text())
-        assert setting.get("planted") or setting["seeds"] >= 10
+    for setting in reproduce.configurations().values():
+        assert setting.planted or setting.options["seeds"] >= 10
 
 
 def summary_of(

@@ -75,21 +75,16 @@ def text(page: Path, entries: Sequence[Entry], *, quick: bool = False) -> str:
             others.append(f"* {entry.title}: run on [planted data]({PLANTED}) alone.")
         else:
             finished.append((entry, summary))
-    runs = [(entry.name, anchor(entry.title), summary) for entry, summary in finished]
-    # the set with most servers and defences speaks for all
-    runs.sort(key=lambda run: -len(run[2]["results"]))
-    parts = ["# Results", sentences(runs), INTRODUCTION]
-    parts = [part for part in parts if part]
-    if quick:
-<<<<<<< HEAD
-        parts.insert(1, "**Toy sizes: this page shows that everything runs, and nothing else.**")
-    parts.append(judged(finished))
-=======
-        parts.append("**Toy sizes: this page shows that everything runs, and nothing else.**")
     # what is asked of records comes after what is asked of people
     finished.sort(key=lambda pair: pair[1].get("kind") == members.KIND)
-    parts.append(judged([pair for pair in finished if pair[1].get("kind") != members.KIND]))
->>>>>>> 81f1e4362629b9faaebdb8c95a7471b576a2c204
+    of_people = [pair for pair in finished if pair[1].get("kind") != members.KIND]
+    runs = [(entry.name, anchor(entry.title), summary) for entry, summary in of_people]
+    # the set with most servers and defences speaks for all
+    runs.sort(key=lambda run: -len(run[2]["results"]))
+    parts = [part for part in ("# Results", sentences(runs), INTRODUCTION) if part]
+    if quick:
+        parts.insert(1, "**Toy sizes: this page shows that everything runs, and nothing else.**")
+    parts.append(judged(of_people))
     for entry, summary in finished:
         parts += [section(entry, summary), *shown_figures(page, entry.name)]
     if others:

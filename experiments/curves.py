@@ -68,6 +68,13 @@ def values(seeds: list[dict[str, Any]], name: str) -> np.ndarray:
     return np.array([seed[name][-1] if name in LAST else seed[name] for seed in seeds], float)
 
 
+def columns_of(study: str, rows: dict[str, list[dict[str, Any]]]) -> dict[str, str]:
+    """The study's columns, of those that its records have."""
+    first = next(iter(rows.values()))[0]
+    chosen = OF_STUDY.get(study, COLUMNS)
+    return {name: label for name, label in chosen.items() if name == "unit" or name in first}
+
+
 def table(content: dict[str, Any], study: str) -> rich.table.Table:
     """Percent, means over seeds with half the width of their 95 % interval."""
     config, rows = content["config"], content["studies"][study]
@@ -87,7 +94,7 @@ def table(content: dict[str, Any], study: str) -> rich.table.Table:
         padding=(0, 0),
     )
     grid.add_column("", max_width=20)
-    columns = OF_STUDY.get(study, COLUMNS)
+    columns = columns_of(study, rows)
     for label in columns.values():
         grid.add_column(label, justify="right", max_width=8)
     for label, seeds in rows.items():
@@ -99,7 +106,8 @@ def table(content: dict[str, Any], study: str) -> rich.table.Table:
 
 def markdown(content: dict[str, Any], study: str) -> str:
     """The table for a page."""
-    rows, columns = content["studies"][study], OF_STUDY.get(study, COLUMNS)
+    rows = content["studies"][study]
+    columns = columns_of(study, rows)
     lines = [
         f"| {' | '.join(['', *columns.values(), 'ε'])} |",
         "|---|" + "---|" * (len(columns) + 1),

@@ -131,7 +131,7 @@ def _at_epsilons(task: Task) -> list[dict[str, Any]]:
     return cases
 
 
-def _private(epsilon: float, sigma: Any, clip_norm: float) -> mx.defences.Defence:
+def _private(epsilon: Any, sigma: Any, clip_norm: float) -> mx.defences.Defence:
     del epsilon
     return mx.defences.noisy_gradient(sigma, clip_norm)
 
@@ -163,7 +163,7 @@ DEFENCES = {
         cases=_at_epsilons,
         drawn=False,
         perturb=_private,
-        traced=("sigma",),
+        traced=("epsilon", "sigma"),
         epsilon=_private_epsilon,
     ),
     "clipped": Defence(

@@ -169,7 +169,9 @@ def draw(content: dict[str, Any], study: str, path: Path) -> None:
             axis.fill_between(at, low, high, color=color, alpha=0.15, linewidth=0)
         chance = chance_of_attribute(rows)
         axis.axhline(chance, color="black", linestyle=(0, (1, 2)), linewidth=1.2)
-        axis.annotate("chance of ∇Sim", (at[-1], chance), ha="right", va="bottom", fontsize=9)
+        axis.annotate(
+            "chance of ∇Sim", (1.005, chance), xycoords=("axes fraction", "data"), va="center"
+        )
         axis.set_xticks(at, list(rows))
         axis.set_xlabel(AXES[study])
         axis.set_ylabel("percent")

@@ -17,6 +17,7 @@ from experiments import (
     records,
     report,
     reproduce,
+    takeaways,
     tasks,
 )
 
@@ -198,3 +199,21 @@ def test_the_identity_stands_beside_the_reversed_sum() -> None:
     assert len(cells) == claims.IDENTITY.splitlines()[0].count("|") - 1
     assert cells[5].startswith(("-1.", "-2."))
     assert float(cells[6]) > 2
+
+
+def test_what_to_take_away_is_computed_from_the_set_that_has_it() -> None:
+    means = {"none": (0.8, 0.9), "mixnn": (0.8, 0.52), "shuffle": (0.8, 0.51)}
+    summary = summary_of(np.random.default_rng(0), means, 10)
+    permuted = mx.evaluation.student([0.5] * 10)._asdict()
+    for entry in summary["results"]:
+        entry["permuted_accumulated"] = permuted
+    told = takeaways.sentences([("toy", "a-toy", summary)])
+    assert told.startswith("1. **Mixing costs no utility")
+    assert "on 1 of 1 sets" in told
+    share = 100 * summary["results"][0]["attribution_accumulated"]["mean"]
+    assert f"right for {share:.1f} % under plain FL" in told
+    assert "[toy](#a-toy)" in told
+    # nothing is said of servers and defences that were not run
+    assert len(told.splitlines()) == 2
+    assert takeaways.sentences([]) == ""
+    assert report.anchor("CIFAR10 (a JPEG copy): which?") == "cifar10-a-jpeg-copy-which"

@@ -8,7 +8,7 @@ OLDEST := .venv-oldest
 LAWS := $(patsubst %,tests/test_%.py,mixing apply aggregation measures rounds cohort client units \
 	unit_sums components federation participation defences faults \
 	sim membership evaluation purity anonymity oracles models ops scale data contracts errors fuzz \
-	modes memory)
+	modes memory crafted learned shares)
 
 .PHONY: demo test optimized x64 lint types format deps oldest clean
 

@@ -90,13 +90,13 @@ def test_units_are_told_alone_and_absent_slots_score_zero() -> None:
 def test_in_a_federation_it_is_an_attack_like_any_other() -> None:
     def local(key: Any, params: Any, data: Any) -> mx.client.LocalResult:
         del key
-        move = {"a": params["a"] + data.examples["x"][0], "b": jnp.ones(())}
+        move = {"a": params["a"] + data.examples["x"][0], "b": jnp.ones((), jnp.float32)}
         return mx.client.LocalResult(move, jnp.float32(0))
 
     data = mx.data.stack([{"x": np.full((1, 3), (-1.0) ** i, np.float32)} for i in range(6)])
     attack = learned.attack(mx.data.take(data, [0, 1, 2, 3]), [0, 1, 0, 1], 2)
     federation = mx.federation.fedavg(local, attack=attack)
-    state = federation.init({"a": jnp.zeros(3), "b": jnp.zeros(())})
+    state = federation.init({"a": jnp.zeros(3, jnp.float32), "b": jnp.zeros((), jnp.float32)})
     _, records = mx.federation.run(jax.random.key(0), federation, state, data, 2)
     assert np.argmax(records.findings, axis=2).tolist() == [[0, 1] * 3] * 2
 

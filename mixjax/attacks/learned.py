@@ -109,7 +109,7 @@ def directions(
     rows = jax.tree.map(centred, updates)
     products = [_product(leaf, leaf.T) for leaf in jax.tree.leaves(rows)]
     gram = sum(products, jnp.zeros((people, people), dtype))
-    wanted = (names[:, None] == jnp.arange(values)[None]).astype(dtype)
+    wanted = (names[:, None] == jnp.arange(values, dtype=names.dtype)[None]).astype(dtype)
     wanted = jnp.where(known[:, None], wanted - _product(weight[None], wanted), 0)
     scale = jnp.sum(jnp.diagonal(gram) * weight)
     usable = scale > 0

@@ -137,19 +137,25 @@ def test_a_round_without_scores_has_no_figures_and_names_what_diverged() -> None
     [
         (
             [False, False, False],
-            r"seed 3, defence noise σ=0.1, attack passive: of 3 .* in any roun",
+            r"seed 3, defence top 10%, attack passive: of 3 .* in any roun",
         ),
         ([True, False, False], r"of 3 rounds none took a step after round 1,"),
         ([False, True, False], r"of 3 rounds none took a step after round 2,"),
     ],
 )
 def test_a_model_that_nothing_moves_is_an_error(stepped: list[bool], message: str) -> None:
+    kept = Case("top_k", "passive", (("fraction", 0.1),))
     rows = [row(CASES[0], seed, number) for seed in (0, 3) for number in (1, 2, 3)]
-    rows += [row(CASES[1], 0, number) for number in (1, 2, 3)]
+    rows += [row(kept, 0, number) for number in (1, 2, 3)]
     results.check_trained(rows)
-    rows += [row(CASES[1], 3, n, stepped=step) for n, step in enumerate(stepped, start=1)]
+    rows += [row(kept, 3, n, stepped=step) for n, step in enumerate(stepped, start=1)]
     with pytest.raises(mx.InputError, match=message):
         results.check_trained(rows)
+
+
+def test_noise_that_ends_training_is_a_result() -> None:
+    rows = [row(CASES[0], 0, 1), row(CASES[1], 0, 1, stepped=False)]
+    results.check_trained(rows)
 
 
 def test_a_reference_that_diverged_is_an_error_that_names_it() -> None:

@@ -126,7 +126,7 @@ FIGURES_OF_A_CASE: dict[str, Callable[[Rows], float]] = {
 
 
 # whose differences between cases are tested, seed by seed
-PAIRED = ("accuracy", "attribution_accumulated", "chance")
+PAIRED = ("accuracy", "attribution", "attribution_accumulated", "chance")
 
 
 def best_elsewhere(

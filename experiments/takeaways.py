@@ -1,5 +1,6 @@
 """What a reader of the page of results should take away, computed from its records."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -72,7 +73,12 @@ def _adaptive(name: str, anchor: str, cases: Entries) -> str:
 def _noise(name: str, anchor: str, cases: Entries) -> str:
     plain = cases.get(Case("none", "passive"))
     private = [entry for case, entry in cases.items() if case[:2] == ("private", "passive")]
-    noisy = [entry for case, entry in cases.items() if case[:2] == ("noisy", "passive")]
+    noisy = [
+        entry
+        for case, entry in cases.items()
+        if case[:2] == ("noisy", "passive")
+        and not math.isnan(entry["attribution_accumulated"]["mean"])
+    ]
     if plain is None or not private or not noisy:
         return ""
     widest = max(private, key=lambda entry: entry["epsilon"])

@@ -88,18 +88,15 @@ def _of_people(name: str, loader: Callable[..., mx.data.Dataset]) -> Load:
     return load
 
 
-def _dealt(loader: Callable[..., mx.data.Dataset]) -> Load:
-    """Participants are dealt from a pool of images."""
+def _dealt(loader: Callable[..., mx.data.Dataset], *, preferring: bool = True) -> Load:
+    """Participants are dealt from a pool of images, most so that they prefer some classes."""
 
     def load(
         folder: Path | None, people: int, per_client: int, seed: int, preferred: float
     ) -> mx.data.Dataset:
+        given = {"preferred": preferred} if preferring else {}
         return loader(
-            data_dir=folder,
-            participants=people,
-            per_client=per_client,
-            seed=seed,
-            preferred=preferred,
+            data_dir=folder, participants=people, per_client=per_client, seed=seed, **given
         )
 
     return load
@@ -195,7 +192,7 @@ TASKS = {
         clip_norm=2.0,
     ),
     "lfw": Task(
-        load=_dealt(mx.datasets.lfw),
+        load=_dealt(mx.datasets.lfw, preferring=False),
         dealt=True,
         model=_images,
         auxiliary=4,

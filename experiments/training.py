@@ -165,7 +165,9 @@ def split_people(dataset: mx.data.Dataset, seed: int, auxiliary: int, *, sweep: 
         )
     known = [*covering, *(name for name in order if name not in covering)][:auxiliary]
     counts = range(len(covering) if sweep else auxiliary, auxiliary + 1)
-    capacity = auxiliary * jax.tree.leaves(dataset.train.examples)[0].shape[1]
+    # all seeds' have one capacity, and share a program
+    alike = np.unique(np.stack([dataset.people, of_client]), axis=1, return_counts=True)[1].max()
+    capacity = auxiliary * int(alike) * jax.tree.leaves(dataset.train.examples)[0].shape[1]
     pools = []
     for count in counts:
         rows = np.flatnonzero(np.isin(dataset.people, known[:count]))

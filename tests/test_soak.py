@@ -69,7 +69,9 @@ def test_two_thousand_rounds_leave_nothing_behind(tmp_path: Path) -> None:
         tmp_path, key, advance, start, SEGMENTS * ROUNDS, every=ROUNDS
     )
     assert int(state.round) == SEGMENTS * ROUNDS
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((state, records.findings)))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
+    # where the server's own training broke, so did its scores
+    assert 0.5 < np.isfinite(records.findings).mean() < 1
     # of 5,600 chosen clients a tenth breaks; fewer than two of four remain in some 15 % of rounds
     assert 450 < records.excluded.sum() < 680
     assert 100 < (~records.stepped).sum() < 500

@@ -29,6 +29,7 @@ import rich.table
 
 import mixjax as mx
 from experiments import (
+    conditions,
     curves,
     provenance,
     results,
@@ -252,7 +253,7 @@ def run_studies(
             for seed in range(len(rows.get(scenario.label, ())), config.seeds):
                 with console.status(f"{study}: {scenario.label}, seed {seed + 1}/{config.seeds}"):
                     found = one_seed(scenario, config, task, dataset, seed)
-                found["epsilon"] = scenario.epsilon(task, config.rounds, results.DELTA)
+                found["epsilon"] = scenario.epsilon(task, config.rounds, conditions.DELTA)
                 rows.setdefault(scenario.label, []).append(found)
                 results.write_json(out / "adversaries.json", content)
             jax.clear_caches()

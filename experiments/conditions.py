@@ -120,15 +120,19 @@ def _learned_units(probe: mx.attacks.Probe, units: mx.units.Units, terms: sim.Te
     return learned.unit_scores(sim.Terms(*terms), jnp.ones(terms[1].shape[0], bool))
 
 
+def noise_of(epsilon: float, task: Task) -> float:
+    """The noise on a clipped update that guarantees this over all rounds; see `noise_epsilon`."""
+    multiplier = mx.accounting.gaussian_noise_multiplier(epsilon, DELTA, task.rounds)
+    # a client's data may be replaced by any other: the distance is twice the bound
+    return 2 * multiplier * task.clip_norm
+
+
 def _at_epsilons(task: Task) -> list[dict[str, Any]]:
-    """Guarantees that people use, over all rounds."""
-    cases = []
-    for epsilon in EPSILONS:
-        multiplier = mx.accounting.gaussian_noise_multiplier(epsilon, DELTA, task.rounds)
-        # a client's data may be replaced by any other: the distance is twice the bound
-        sigma = 2 * multiplier * task.clip_norm
-        cases.append({"epsilon": epsilon, "sigma": sigma, "clip_norm": task.clip_norm})
-    return cases
+    """Guarantees that people use."""
+    return [
+        {"epsilon": one, "sigma": noise_of(one, task), "clip_norm": task.clip_norm}
+        for one in EPSILONS
+    ]
 
 
 def _private(epsilon: Any, sigma: Any, clip_norm: float) -> mx.defences.Defence:

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments import claims, members, people, records
-from experiments.conditions import Case
+from experiments.conditions import DELTA, Case
 from experiments.results import (
-    DELTA,
     by_entry,
     chance_of_slots,
     percent,

@@ -15,8 +15,7 @@ import numpy as np
 
 import mixjax as mx
 from experiments import people
-from experiments.conditions import DELTA as DELTA
-from experiments.conditions import Case
+from experiments.conditions import DELTA, Case
 from experiments.tasks import Task
 
 Row = dict[str, Any]

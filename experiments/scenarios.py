@@ -143,12 +143,8 @@ class Scenario(NamedTuple):
     def aggregate(self, task: Task, people: int) -> mx.aggregation.Aggregation:
         """What the server makes of the updates."""
         if not self.central:
-            return mx.aggregation.as_aggregation(mx.aggregation.mean)
-        multiplier = mx.accounting.gaussian_noise_multiplier(
-            self.central, conditions.DELTA, task.rounds
-        )
-        # a person's data may be replaced by any other: the distance is twice the bound
-        return mx.aggregation.noisy_mean(2 * multiplier * task.clip_norm / people)
+            return mx.aggregation.mean
+        return mx.aggregation.noisy_mean(conditions.noise_of(self.central, task) / people)
 
     def optimizer(self, task: Task) -> optax.GradientTransformation:
         """The clients'."""

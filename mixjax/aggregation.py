@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from mixjax import _axes, _validate
+from mixjax import _axes, _noise, _validate
 from mixjax.types import (
     Active,
     Memory,
@@ -121,13 +121,7 @@ def noisy_mean(sigma: Scalar) -> Aggregation:
     _validate.check_non_negative(sigma, "sigma")
 
     def reduce(key: PRNGKey, memory: Memory, updates: Updates, active: Active) -> Any:
-        leaves, structure = jax.tree.flatten(mean(updates, active))
-        noisy = []
-        for one, leaf in zip(jax.random.split(key, len(leaves)), leaves, strict=True):
-            dtype = floating(leaf.dtype)
-            noise = jnp.asarray(sigma, dtype) * jax.random.normal(one, leaf.shape, dtype)
-            noisy.append(leaf.astype(dtype) + noise)
-        return memory, jax.tree.unflatten(structure, noisy)
+        return memory, _noise.add(key, mean(updates, active), sigma)
 
     return Aggregation(reduce, additive=True, init=lambda params: ())
 

@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from mixjax import _validate, mixing
-from mixjax.types import Params, PRNGKey, Scalar, floating, times, widest
+from mixjax import _noise, _validate, mixing
+from mixjax.types import Params, PRNGKey, Scalar, times, widest
 
 
 @runtime_checkable
@@ -99,14 +99,7 @@ def noisy_gradient(sigma: Scalar, clip_norm: Scalar | None = None) -> Defence:
 
     def perturb(key: PRNGKey, update: Params) -> Params:
         _validate.check_key(key)
-        leaves, structure = jax.tree.flatten(update)
-        keys = jax.random.split(key, len(leaves))
-        noisy = []
-        for one, leaf in zip(keys, leaves, strict=True):
-            dtype = floating(leaf.dtype)
-            noise = jax.random.normal(one, leaf.shape, dtype)
-            noisy.append(leaf.astype(dtype) + jnp.asarray(sigma, dtype) * noise)
-        return jax.tree.unflatten(structure, noisy)
+        return _noise.add(key, update, sigma)
 
     noise = Defence(perturb, mixing.keep())
     return noise if clip_norm is None else compose(clipped(clip_norm), noise)

@@ -23,11 +23,11 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree, UInt32
 
-from mixjax import _axes, _validate, cohort, faults, mixing
+from mixjax import _attacked, _axes, _validate, cohort, faults, mixing
 from mixjax import client as client_lib
 from mixjax import units as units_lib
 from mixjax.aggregation import Aggregation
-from mixjax.attacks.base import Attack, Probe, Send
+from mixjax.attacks.base import Attack, Probe
 from mixjax.client import LocalTraining
 from mixjax.data import ClientData
 from mixjax.defences import Perturb
@@ -46,10 +46,6 @@ from mixjax.types import (
     times,
 )
 
-UNASKED = {
-    "measures": "Give it a `measure`.",
-    "updates": "Build it with `updates=True`, which stacks them.",
-}
 # any number that isn't one of the three keys a round is split into
 PARTICIPATION = 0x9A57
 
@@ -261,7 +257,7 @@ def train(
         keys = client_keys(key, data.ids)
         # local training skips the steps of a client without examples
         counts = jnp.where(data.active, data.counts, 0)
-        sent = probe.params if send is None else _sent(send, probe, data.ids)
+        sent = probe.params if send is None else _attacked.sent(send, probe, data.ids)
         result = local(keys.train, sent, data._replace(counts=counts))
         client_lib.check_result(result, sent)
         update = perturb(keys.perturb, result.update)
@@ -274,7 +270,7 @@ def train(
         sound = data.active & faults.is_sound(weighted, clients, longest)
         measured = None
         if attack is not None and attack.measure is not None:
-            measured = cohort.zero_unless(sound, _measure(attack, probe, units, weighted))
+            measured = cohort.zero_unless(sound, _attacked.measured(attack, probe, units, weighted))
         update = cohort.zero_unless(sound, weighted)
         loss = jnp.where(sound, result.loss, jnp.nan)
         return update if summed else (), (loss, sound, measured, update if stacked else None)
@@ -307,9 +303,9 @@ def observe(
     """The attack's findings, from what it asked for."""
     seen = observation if attack.updates else observation._replace(updates=None)
     if attack.init is None:
-        result = memory, attack.observe(key, probe, _Seen._make(seen))
+        result = memory, attack.observe(key, probe, _attacked.Seen._make(seen))
     else:
-        result = attack.observe(key, memory, probe, _Seen._make(seen))
+        result = attack.observe(key, memory, probe, _attacked.Seen._make(seen))
         _validate.check_remembered(result, memory, "attack.observe", "findings")
     _validate.check_returned(result[1], "attack.observe")
     return result
@@ -321,7 +317,9 @@ def only_sum(
     """What the server sees behind secure aggregation: the mean, as the round's only slot."""
     measured = None
     if attack is not None and attack.measure is not None:
-        measured = jax.tree.map(lambda leaf: leaf[None], _measure(attack, probe, units, mean))
+        measured = jax.tree.map(
+            lambda leaf: leaf[None], _attacked.measured(attack, probe, units, mean)
+        )
     updates = jax.tree.map(lambda leaf: leaf[None], mean)
     return Observation(jnp.any(active)[None], measured, updates)
 
@@ -391,41 +389,3 @@ def all_finite(*trees: Any) -> Bool[Array, ""]:
     """Whether every number is finite."""
     leaves = jax.tree.leaves(trees)
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]))
-
-
-class _Seen(Observation):
-    """An observation that says so where an attack reads what it did not ask for."""
-
-    __slots__ = ()
-
-    def __getattribute__(self, name: str) -> Any:
-        value = super().__getattribute__(name)
-        if value is None and name in UNASKED:
-            raise _validate.InputError(
-                f"expected an attack that reads what it asks for; it reads observation.{name} and "
-                f"did not ask for them. {UNASKED[name]}"
-            )
-        return value
-
-
-def _sent(send: Send, probe: Probe, client: Array) -> Params:
-    """The client's own model."""
-    sent = send(probe, client)
-    came, like = _validate.form(sent), _validate.form(probe.params)
-    if came != like:
-        raise _validate.InputError(
-            f"expected attack.send to send a model like the server's, {like}; got {came}."
-        )
-    return sent
-
-
-def _measure(attack: Attack, probe: Probe, units: units_lib.Units, update: Params) -> PyTree[Any]:
-    measured = attack.measure(probe, units, update) if attack.measure is not None else None
-    for name, leaf in _validate.named_leaves(measured):
-        if getattr(leaf, "shape", ())[:1] != (len(units.names),):
-            came = f"{name}: {list(leaf.shape)}" if hasattr(leaf, "shape") else repr(leaf)
-            raise _validate.InputError(
-                f"expected attack.measure to return arrays [{len(units.names)}, ...], a row for "
-                f"each unit; got {came}."
-            )
-    return measured

@@ -195,31 +195,25 @@ def active(
     if every is not None:
         _validate.check_positive(every, "every", integer=True)
 
-    def crafted(key: PRNGKey, params: Params, local: LocalTraining) -> tuple[Directions, Params]:
+    def craft(
+        key: PRNGKey, params: Params, local: LocalTraining, crafts: Array | bool = True
+    ) -> Probe:
         offsets = directions(key, params, auxiliary, local, mesh=mesh)
-        return offsets, circumcenter(offsets)
-
-    def towards(offsets: Directions, center: Params, params: Params) -> Probe:
+        center = circumcenter(offsets)
+        center = jax.tree.map(lambda mid: jnp.where(crafts, mid, jnp.zeros_like(mid)), center)
         sent = jax.tree.map(lambda a, b: a + b.astype(a.dtype), params, center)
         return Probe(sent, jax.tree.map(lambda row, mid: row - mid[None], offsets, center))
 
     if every is None:
-        return Attack(
-            None,
-            lambda key, params, local: towards(*crafted(key, params, local), params),
-            measure,
-            observe,
-        )
+        return Attack(None, lambda key, params, local: craft(key, params, local), measure, observe)
 
     def init(params: Params, units: units_lib.Units, clients: int) -> Array:
         del params, units, clients
         return jnp.zeros((), jnp.int32)
 
     def prepare(key: PRNGKey, memory: Array, params: Params, local: LocalTraining) -> Probe:
-        offsets, center = crafted(key, params, local)
         crafts = memory % every == 0
-        center = jax.tree.map(lambda mid: jnp.where(crafts, mid, jnp.zeros_like(mid)), center)
-        return towards(offsets, center, params)._replace(learns=~crafts)
+        return craft(key, params, local, crafts)._replace(learns=~crafts)
 
     def count(
         key: PRNGKey, memory: Array, probe: Probe, observation: Observation
